@@ -1,0 +1,185 @@
+//! The two traits behind which every unit hides: a [`Device`] compiles a subgraph, an [`Executable`] runs batches of it.
+//!
+//! An executable owns the KV caches of its sequences itself (there is no session object), because one ragged batch
+//! touches many of them at once and a GPU keeps them in one arena. *Invariant:* device and executables live on one
+//! thread, the unit's worker; nothing here locks.
+
+use std::fmt;
+
+use crate::batch::{Activations, Batch, DraftBatch, Output, Pick, Segment, SequenceId, Want};
+use crate::graph::Subgraph;
+
+/// The kinds of compute unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DeviceKind {
+    /// A group of CPU cores.
+    Cpu,
+    /// A GPU through wgpu.
+    Gpu,
+    /// The plain-loop oracle.
+    Reference,
+    /// A toy model with latencies from a table and faults on demand.
+    Simulated,
+}
+
+impl fmt::Display for DeviceKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            DeviceKind::Cpu => "cpu",
+            DeviceKind::Gpu => "gpu",
+            DeviceKind::Reference => "reference",
+            DeviceKind::Simulated => "sim",
+        })
+    }
+}
+
+/// What a device says of itself.
+#[derive(Clone, Debug)]
+pub struct DeviceDescriptor {
+    /// Kind of unit.
+    pub kind: DeviceKind,
+    /// Human-readable name: processor and instruction set, or adapter and driver.
+    pub name: String,
+    /// Worker threads or, for a GPU, 1.
+    pub threads: usize,
+}
+
+/// How many sequences an executable keeps caches for, and how long each may grow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SlotLimits {
+    /// Most sequences with a cache at one time.
+    pub sequences_max: usize,
+    /// Most positions of one sequence.
+    pub positions_max: usize,
+    /// Most rows of one batch; `run` splits nothing itself.
+    pub rows_max: usize,
+}
+
+/// Bytes that an executable holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemoryUse {
+    /// Packed weights.
+    pub weights: u64,
+    /// KV caches of all slots.
+    pub caches: u64,
+    /// Intermediate buffers.
+    pub scratch: u64,
+}
+
+/// Why a device could not do what it was asked.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum DeviceError {
+    /// No room: memory of the device, or all cache slots are taken.
+    #[error("{device}: out of memory: {detail}")]
+    OutOfMemory {
+        /// The device.
+        device: String,
+        /// What did not fit, with sizes.
+        detail: String,
+    },
+    /// The device cannot run this subgraph or batch at all.
+    #[error("{device}: unsupported: {detail}")]
+    Unsupported {
+        /// The device.
+        device: String,
+        /// The op, format or size that is not supported.
+        detail: String,
+    },
+    /// Compilation for the device failed.
+    #[error("{device}: could not compile {subgraph}: {detail}")]
+    Compile {
+        /// The device.
+        device: String,
+        /// The subgraph's name.
+        subgraph: String,
+        /// The compiler's words.
+        detail: String,
+    },
+    /// The device is gone, hung, or answered nonsense; its caches are lost.
+    #[error("{device}: lost: {detail}")]
+    Lost {
+        /// The device.
+        device: String,
+        /// What was seen.
+        detail: String,
+    },
+}
+
+/// A compute unit that turns subgraphs into executables.
+pub trait Device {
+    /// What this device is.
+    fn descriptor(&self) -> DeviceDescriptor;
+
+    /// Compiles a stage for this device: packs its weights, chooses kernels, allocates slots and scratch.
+    fn prepare(
+        &mut self,
+        subgraph: &Subgraph,
+        limits: SlotLimits,
+    ) -> Result<Box<dyn Executable>, DeviceError>;
+}
+
+/// A stage that is ready to run, with the KV caches of its sequences.
+pub trait Executable {
+    /// Runs a ragged batch. `input` carries the previous stage's activations, one row for each row of the batch, and
+    /// is `None` exactly if the stage begins with the token embedding. A sequence seen for the first time (its base
+    /// is 0) takes a free slot.
+    ///
+    /// Panics if a segment's base lies beyond the cached length, or a batch exceeds the [`SlotLimits`]: the caller
+    /// broke its contract.
+    fn run(&mut self, batch: &Batch, input: Option<Activations>) -> Result<Output, DeviceError>;
+
+    /// Drafts: runs each segment, then feeds its last pick back, up to `steps` times. Returns the drafted picks of
+    /// each segment in order. The cache afterwards holds the segment's rows and all returned tokens but the last.
+    ///
+    /// Only for an executable of a whole model (tokens in, picks out).
+    fn draft(&mut self, batch: &DraftBatch) -> Result<Vec<Vec<Pick>>, DeviceError> {
+        draft_step_by_step(self, batch)
+    }
+
+    /// Positions cached for `sequence`; 0 if it has no slot.
+    fn cached(&self, sequence: SequenceId) -> u32;
+
+    /// Frees the slot of `sequence`, if it has one.
+    fn release(&mut self, sequence: SequenceId);
+
+    /// Bytes held.
+    fn memory(&self) -> MemoryUse;
+}
+
+/// Drafts with one `run` per step: right for every executable, best where a run costs little to start.
+pub fn draft_step_by_step<E: Executable + ?Sized>(
+    executable: &mut E,
+    batch: &DraftBatch,
+) -> Result<Vec<Vec<Pick>>, DeviceError> {
+    let mut drafted: Vec<Vec<Pick>> = vec![Vec::new(); batch.segments.len()];
+    let mut live: Vec<(usize, Segment)> = batch
+        .segments
+        .iter()
+        .enumerate()
+        .map(|(i, draft)| {
+            assert!(draft.steps > 0, "a draft of no steps was asked for");
+            (i, Segment { want: Want::Picks(1), ..draft.segment.clone() })
+        })
+        .collect();
+    while !live.is_empty() {
+        let step = Batch { segments: live.iter().map(|(_, s)| s.clone()).collect() };
+        let Output::Picked(picked) = executable.run(&step, None)? else {
+            panic!("a draft was asked of a stage that does not end in the output head");
+        };
+        let mut next = Vec::with_capacity(live.len());
+        for ((i, segment), pick) in live.into_iter().zip(picked.picks) {
+            let ask = &batch.segments[i];
+            if !drafted[i].is_empty() && pick.probability < ask.probability_min {
+                continue;
+            }
+            let token = pick.token;
+            drafted[i].push(pick);
+            if drafted[i].len() < ask.steps as usize && !batch.stop_tokens.contains(&token) {
+                let base = segment.base + segment.tokens.len() as u32;
+                next.push((i, Segment { base, tokens: vec![token], ..segment }));
+            }
+        }
+        live = next;
+    }
+    Ok(drafted)
+}

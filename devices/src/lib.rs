@@ -1,0 +1,18 @@
+//! How a compute unit computes: a graph of ops, its compilation for one unit, and its execution there.
+//!
+//! *Invariant:* nothing here knows a plan, a role (draft or target), a request or an actor. A device is given a
+//! [`Subgraph`] and ragged batches of rows, and answers with activations or picked tokens.
+
+pub mod batch;
+pub mod device;
+pub mod graph;
+pub mod sampling;
+
+pub use batch::{
+    Activations, Batch, DraftBatch, DraftSegment, Output, Pick, Picked, Segment, SequenceId, Want,
+};
+pub use device::{
+    Device, DeviceDescriptor, DeviceError, DeviceKind, Executable, MemoryUse, SlotLimits,
+};
+pub use graph::{Graph, Subgraph};
+pub use sampling::Sampling;

@@ -1,0 +1,1 @@
+//! The world that the actors run in: every claim that the repository makes is a test here.
