@@ -7,6 +7,7 @@ pub mod batch;
 pub mod device;
 pub mod graph;
 pub mod sampling;
+pub mod synthetic;
 
 pub use batch::{
     Activations, Batch, DraftBatch, DraftSegment, Output, Pick, Picked, Segment, SequenceId, Want,

@@ -5,11 +5,13 @@
 //! is the number of batch rows; only weights have fixed shapes. *Invariant:* nodes are in execution order and each
 //! value is written by exactly one node (or is the graph's input).
 
+mod llama;
 mod op;
 pub mod passes;
 mod subgraph;
 mod weight;
 
+pub use llama::{LlamaShape, Tensor as LlamaTensor};
 pub use op::{Norm, Op, Rope, RopeStyle};
 pub use subgraph::{StageInput, StageOutput, Subgraph, SubgraphError};
 pub use weight::{Weight, WeightBytes, WeightError, WeightFormat};

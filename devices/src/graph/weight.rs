@@ -29,7 +29,7 @@ pub enum WeightFormat {
 }
 
 impl WeightFormat {
-    fn ggml(self) -> GgmlDType {
+    pub(crate) fn ggml(self) -> GgmlDType {
         match self {
             WeightFormat::F32 => GgmlDType::F32,
             WeightFormat::F16 => GgmlDType::F16,
