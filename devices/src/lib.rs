@@ -4,6 +4,7 @@
 //! [`Subgraph`] and ragged batches of rows, and answers with activations or picked tokens.
 
 pub mod batch;
+pub mod cpu;
 pub mod device;
 pub mod graph;
 pub mod sampling;
