@@ -6,6 +6,7 @@
 pub mod batch;
 mod choose;
 pub mod device;
+pub mod discovery;
 pub mod graph;
 pub mod reference;
 pub mod sampling;
