@@ -52,17 +52,29 @@ fn text_that_is_not_toml() {
 
 #[test]
 fn unknown_key() {
-    refused("cores = [0]", "coers = [0]", "p.toml:6:1: unknown key `coers`, expected one of `kind`, `cores`, `adapter`");
+    refused(
+        "cores = [0]",
+        "coers = [0]",
+        "p.toml:6:1: unknown key `coers`, expected one of `kind`, `cores`, `adapter`",
+    );
 }
 
 #[test]
 fn unknown_mode() {
-    refused("\"sequential\"", "\"parallel\"", "p.toml:2:8: unknown variant `parallel`, expected one of `plain`, `sequential`, `overlap`, `lookup`");
+    refused(
+        "\"sequential\"",
+        "\"parallel\"",
+        "p.toml:2:8: unknown variant `parallel`, expected one of `plain`, `sequential`, `overlap`, `lookup`",
+    );
 }
 
 #[test]
 fn missing_key() {
-    refused("kind = \"cpu\"\ncores = [1]", "cores = [1]", "p.toml:7:1: key `kind` is missing: add it");
+    refused(
+        "kind = \"cpu\"\ncores = [1]",
+        "cores = [1]",
+        "p.toml:7:1: key `kind` is missing: add it",
+    );
     refused("layers = \"4..8\"\n", "", "p.toml:13:1: key `layers` is missing: add it");
     refused("name = \"two-cores\"\n", "", "p.toml:1:1: key `name` is missing: add it");
 }
