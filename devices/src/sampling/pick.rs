@@ -258,10 +258,10 @@ impl Race {
     }
 
     /// False only if the token's score is below the best. The factor covers every rounding: `logit - max` is off by
-    /// 6e-8 of at most 110 (beyond that `exp` is 0), the rest by less.
+    /// 6e-8 of at most 110 (beyond that no word wins), the rest by less.
     #[inline(always)]
     fn may_win(&self, logit: f32, word: u32) -> bool {
-        let bound = exp((logit - self.max - self.best.score as f32).min(0.0)) * 1.0001;
+        let bound = exp(logit - self.max - self.best.score as f32) * 1.0001;
         // Half of the word in signed arithmetic, for which processors have a vector conversion.
         let complement = (!word >> 1) as i32 as f32;
         complement * (1.0 / 2_147_483_648.0) < bound
