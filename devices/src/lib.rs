@@ -4,7 +4,7 @@
 //! [`Subgraph`] and ragged batches of rows, and answers with activations or picked tokens.
 
 pub mod batch;
-mod choose;
+pub mod conformance;
 pub mod device;
 pub mod discovery;
 pub mod graph;
