@@ -8,6 +8,7 @@ pub mod conformance;
 pub mod device;
 pub mod discovery;
 pub mod graph;
+pub mod mapped;
 pub mod reference;
 pub mod sampling;
 pub mod sim;
