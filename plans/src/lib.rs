@@ -7,6 +7,7 @@
 
 pub mod check;
 pub mod context;
+pub mod cost;
 pub mod defaults;
 pub mod diff;
 pub mod error;
@@ -20,6 +21,10 @@ pub mod spec;
 mod wording;
 
 pub use context::{CacheLimits, HeadWeights, ModelShape, PlanContext, StageMemory};
+pub use cost::{
+    Acceptance, CostModel, Costs, Forecast, ForecastError, LinkProfile, TimeTable, UnitProfile,
+    Workload,
+};
 pub use defaults::{default_plan, default_plan_in};
 pub use diff::{Installed, PlanDiff};
 pub use error::{PlanError, PlanProblem, Position};
