@@ -4,10 +4,16 @@
 //! [`Subgraph`] and ragged batches of rows, and answers with activations or picked tokens.
 
 pub mod batch;
+pub mod conformance;
 pub mod cpu;
 pub mod device;
+pub mod discovery;
 pub mod graph;
+pub mod mapped;
+pub mod reference;
 pub mod sampling;
+pub mod sim;
+pub mod slots;
 pub mod synthetic;
 
 pub use batch::{
