@@ -5,17 +5,18 @@
 //! [`checked`] asserts: a tile holds `blocks` blocks, a row of the operand `32 * blocks` bytes and `blocks` scales.
 
 use std::arch::x86_64::{
-    __m256, __m256i, __m512, _mm_loadl_epi64, _mm_loadu_si128, _mm256_abs_epi8, _mm256_add_epi16,
-    _mm256_add_epi32, _mm256_and_si256, _mm256_cvtepi32_ps, _mm256_cvtepu8_epi32, _mm256_cvtph_ps,
-    _mm256_dpbusd_avx_epi32, _mm256_fmadd_ps, _mm256_fnmadd_ps, _mm256_loadu_si256,
-    _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_mul_ps, _mm256_set1_epi8, _mm256_set1_epi16,
-    _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_ps, _mm256_setzero_si256, _mm256_sign_epi8,
-    _mm256_srli_epi16, _mm256_storeu_ps, _mm256_sub_epi32, _mm256_xor_si256, _mm512_add_epi32,
-    _mm512_and_si512, _mm512_cvtepi32_ps, _mm512_cvtepu8_epi32, _mm512_cvtph_ps,
+    __m256, __m256i, __m512, _mm_loadl_epi64, _mm_loadu_si128, _mm256_abs_epi8, _mm256_and_si256,
+    _mm256_cvtepi32_ps, _mm256_cvtepu8_epi32, _mm256_cvtph_ps, _mm256_dpbusd_avx_epi32,
+    _mm256_fmadd_ps, _mm256_fnmadd_ps, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_mul_ps,
+    _mm256_set1_epi8, _mm256_set1_epi16, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_ps,
+    _mm256_setzero_si256, _mm256_srli_epi16, _mm256_storeu_ps, _mm256_sub_epi32, _mm256_xor_si256,
+    _mm512_add_epi32, _mm512_and_si512, _mm512_cvtepi32_ps, _mm512_cvtepu8_epi32, _mm512_cvtph_ps,
     _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_fnmadd_ps, _mm512_loadu_si512, _mm512_mul_ps,
     _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_srli_epi16,
     _mm512_storeu_ps, _mm512_xor_si512,
 };
+
+use std::arch::asm;
 
 use super::lanes::Line;
 use super::tile::{BLOCK, Packing, SUPER, TILE};
@@ -69,26 +70,12 @@ unsafe fn four(q: *const i8, block: usize, group: usize) -> i32 {
     unsafe { q.add(block * BLOCK + group * 4).cast::<i32>().read_unaligned() }
 }
 
-/// Calls the kernel for the right number of rows.
+/// Calls the kernel for the right number of rows. The caller's features must be the kernel's.
 macro_rules! by_rows {
-    ($rows:expr, $kernel:ident, ($($argument:expr),*)) => {
-        match $rows {
+    ($kernel:ident, $first:expr, $tile:expr, $x:expr, $out:expr, [$($rows:literal),*]) => {
+        match $out.len() {
             // SAFETY: the features are those of the caller, which is this kernel's only one.
-            1 => unsafe { $kernel::<1>($($argument),*) },
-            // SAFETY: as above.
-            2 => unsafe { $kernel::<2>($($argument),*) },
-            // SAFETY: as above.
-            3 => unsafe { $kernel::<3>($($argument),*) },
-            // SAFETY: as above.
-            4 => unsafe { $kernel::<4>($($argument),*) },
-            // SAFETY: as above.
-            5 => unsafe { $kernel::<5>($($argument),*) },
-            // SAFETY: as above.
-            6 => unsafe { $kernel::<6>($($argument),*) },
-            // SAFETY: as above.
-            7 => unsafe { $kernel::<7>($($argument),*) },
-            // SAFETY: as above.
-            8 => unsafe { $kernel::<8>($($argument),*) },
+            $($rows => unsafe { $kernel::<$rows>($tile, $x, $first, $out) },)*
             n => panic!("{n} rows in one call"),
         }
     };
@@ -100,7 +87,8 @@ type Pair = [__m256; 2];
 ///
 /// # Safety
 /// 32 bytes are readable at `halves`; the machine has F16C.
-#[inline(always)]
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn halves(halves: *const u8) -> Pair {
     // SAFETY: as above.
     unsafe {
@@ -113,8 +101,9 @@ unsafe fn halves(halves: *const u8) -> Pair {
 
 /// # Safety
 /// The machine has AVX2, FMA and F16C; `out` has a place for each row.
-#[inline(always)]
-unsafe fn store<const R: usize>(sums: &[Pair; R], out: &mut [Line; ROWS]) {
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn store<const R: usize>(sums: &[Pair; R], out: &mut [Line]) {
     for r in 0..R {
         // SAFETY: a line holds 16 floats.
         unsafe {
@@ -124,16 +113,50 @@ unsafe fn store<const R: usize>(sums: &[Pair; R], out: &mut [Line; ROWS]) {
     }
 }
 
-/// Bytes with AVX2. The pairwise product takes one factor unsigned: |w| times x with the sign of w, which is exact
-/// since x lies in -127..=127 and two products of at most 128 * 127 fit an i16. Up to four rows the accumulators of
-/// all 16 outputs stay in registers; beyond, 8 outputs at a time.
-#[inline(always)]
-unsafe fn q8_avx2<const R: usize>(
-    tile: &[u8],
-    x: &Operand<'_>,
-    first: usize,
-    out: &mut [Line; ROWS],
+/// Adds to the sums of 16 outputs the products of a group: four inputs of each, in 64 bytes at `weights`.
+///
+/// The pairwise product takes one factor unsigned: |w| times x with the sign of w, which is exact since x lies in
+/// -127..=127 and two products of at most 128 * 127 fit an i16. In assembly, because the compiler reorders the integer sums of
+/// a whole block into trees, for which the registers do not suffice.
+///
+/// # Safety
+/// 64 bytes are readable at `weights`, of which `magnitudes` are the absolute values; the machine has AVX2.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn add_group(
+    sums: &mut [__m256i; 2],
+    x: __m256i,
+    (weights, magnitudes): (*const u8, [__m256i; 2]),
+    ones: __m256i,
 ) {
+    // SAFETY: reads the 64 bytes, changes the named registers only.
+    unsafe {
+        asm!(
+            "vpsignb {t}, {x}, [{w}]",
+            "vpsignb {u}, {x}, [{w} + 32]",
+            "vpmaddubsw {t}, {m0}, {t}",
+            "vpmaddubsw {u}, {m1}, {u}",
+            "vpmaddwd {t}, {t}, {ones}",
+            "vpmaddwd {u}, {u}, {ones}",
+            "vpaddd {a}, {a}, {t}",
+            "vpaddd {b}, {b}, {u}",
+            a = inout(ymm_reg) sums[0],
+            b = inout(ymm_reg) sums[1],
+            t = out(ymm_reg) _,
+            u = out(ymm_reg) _,
+            x = in(ymm_reg) x,
+            w = in(reg) weights,
+            m0 = in(ymm_reg) magnitudes[0],
+            m1 = in(ymm_reg) magnitudes[1],
+            ones = in(ymm_reg) ones,
+            options(readonly, nostack, preserves_flags),
+        );
+    }
+}
+
+/// Bytes with AVX2, up to five rows.
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn q8_avx2<const R: usize>(tile: &[u8], x: &Operand<'_>, first: usize, out: &mut [Line]) {
     let at = checked::<R>(Packing::Q8, tile, x, first);
     // SAFETY: the file's invariant; the caller has the features.
     unsafe {
@@ -141,35 +164,25 @@ unsafe fn q8_avx2<const R: usize>(
         let mut sums: [Pair; R] = [[_mm256_setzero_ps(); 2]; R];
         for block in 0..at.blocks {
             let weights = at.weights.add(block * BLOCK * TILE);
-            let scales = halves(at.head.add(block * TILE * 2));
-            let step = if R <= 4 { 2 } else { 1 };
-            let mut part = 0;
-            while part < 2 {
-                let mut dots = [[_mm256_setzero_si256(); 2]; R];
-                for group in 0..BLOCK / 4 {
-                    for v in 0..step {
-                        let w: __m256i = _mm256_loadu_si256(
-                            weights.add(group * 4 * TILE + (part + v) * 32).cast(),
-                        );
-                        let magnitude = _mm256_abs_epi8(w);
-                        for r in 0..R {
-                            let xs = _mm256_set1_epi32(four(at.q[r], block, group));
-                            let signed = _mm256_sign_epi8(xs, w);
-                            let pairs = _mm256_maddubs_epi16(magnitude, signed);
-                            let fours = _mm256_madd_epi16(pairs, ones);
-                            dots[r][v] = _mm256_add_epi32(dots[r][v], fours);
-                        }
-                    }
-                }
+            let mut dots = [[_mm256_setzero_si256(); 2]; R];
+            for group in 0..BLOCK / 4 {
+                let weights = weights.add(group * 4 * TILE);
+                let magnitudes = [
+                    _mm256_abs_epi8(_mm256_loadu_si256(weights.cast())),
+                    _mm256_abs_epi8(_mm256_loadu_si256(weights.add(32).cast())),
+                ];
                 for r in 0..R {
-                    let xs = _mm256_set1_ps(*at.scales[r].add(block));
-                    for v in 0..step {
-                        let scale = _mm256_mul_ps(scales[part + v], xs);
-                        let dot = _mm256_cvtepi32_ps(dots[r][v]);
-                        sums[r][part + v] = _mm256_fmadd_ps(dot, scale, sums[r][part + v]);
-                    }
+                    let xs = _mm256_set1_epi32(four(at.q[r], block, group));
+                    add_group(&mut dots[r], xs, (weights, magnitudes), ones);
                 }
-                part += step;
+            }
+            let scales = halves(at.head.add(block * TILE * 2));
+            for r in 0..R {
+                let xs = _mm256_set1_ps(*at.scales[r].add(block));
+                for v in 0..2 {
+                    let scale = _mm256_mul_ps(scales[v], xs);
+                    sums[r][v] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots[r][v]), scale, sums[r][v]);
+                }
             }
         }
         store(&sums, out);
@@ -177,12 +190,12 @@ unsafe fn q8_avx2<const R: usize>(
 }
 
 /// Bytes with the 256-bit byte dot product, whose first factor is unsigned: w + 128, less 128 times the sum of x.
-#[inline(always)]
+#[target_feature(enable = "avx2,fma,f16c,avxvnni")]
 unsafe fn q8_avx_vnni<const R: usize>(
     tile: &[u8],
     x: &Operand<'_>,
     first: usize,
-    out: &mut [Line; ROWS],
+    out: &mut [Line],
 ) {
     let at = checked::<R>(Packing::Q8, tile, x, first);
     // SAFETY: the file's invariant; the caller has the features.
@@ -192,18 +205,15 @@ unsafe fn q8_avx_vnni<const R: usize>(
         for block in 0..at.blocks {
             let weights = at.weights.add(block * BLOCK * TILE);
             let scales = halves(at.head.add(block * TILE * 2));
-            let step = if R <= 4 { 2 } else { 1 };
-            let mut part = 0;
-            while part < 2 {
+            {
                 let mut dots = [[_mm256_setzero_si256(); 2]; R];
                 for r in 0..R {
                     dots[r] = [_mm256_set1_epi32(-128 * *at.sums[r].add(block)); 2];
                 }
                 for group in 0..BLOCK / 4 {
-                    for v in 0..step {
-                        let w: __m256i = _mm256_loadu_si256(
-                            weights.add(group * 4 * TILE + (part + v) * 32).cast(),
-                        );
+                    for v in 0..2 {
+                        let w: __m256i =
+                            _mm256_loadu_si256(weights.add(group * 4 * TILE + v * 32).cast());
                         let w = _mm256_xor_si256(w, offset);
                         for r in 0..R {
                             let xs = _mm256_set1_epi32(four(at.q[r], block, group));
@@ -213,25 +223,64 @@ unsafe fn q8_avx_vnni<const R: usize>(
                 }
                 for r in 0..R {
                     let xs = _mm256_set1_ps(*at.scales[r].add(block));
-                    for v in 0..step {
-                        let scale = _mm256_mul_ps(scales[part + v], xs);
+                    for v in 0..2 {
+                        let scale = _mm256_mul_ps(scales[v], xs);
                         let dot = _mm256_cvtepi32_ps(dots[r][v]);
-                        sums[r][part + v] = _mm256_fmadd_ps(dot, scale, sums[r][part + v]);
+                        sums[r][v] = _mm256_fmadd_ps(dot, scale, sums[r][v]);
                     }
                 }
-                part += step;
             }
         }
         store(&sums, out);
     }
 }
 
-/// The exact dot products of one block of nibbles with R rows. Sums of pairs stay below 8 * 2 * 15 * 127 = 30,480,
-/// so all eight groups add up in an i16.
+/// Adds to the pairwise sums of 16 outputs the products of two groups of nibbles. In assembly for the reason of
+/// [`add_group`].
+///
+/// # Safety
+/// The machine has AVX2.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn add_nibbles(
+    sums: &mut [__m256i; 2],
+    (x, y): (__m256i, __m256i),
+    low: [__m256i; 2],
+    high: [__m256i; 2],
+) {
+    // SAFETY: changes the named registers only.
+    unsafe {
+        asm!(
+            "vpmaddubsw {t}, {l0}, {x}",
+            "vpmaddubsw {u}, {l1}, {x}",
+            "vpaddw {a}, {a}, {t}",
+            "vpaddw {b}, {b}, {u}",
+            "vpmaddubsw {t}, {h0}, {y}",
+            "vpmaddubsw {u}, {h1}, {y}",
+            "vpaddw {a}, {a}, {t}",
+            "vpaddw {b}, {b}, {u}",
+            a = inout(ymm_reg) sums[0],
+            b = inout(ymm_reg) sums[1],
+            t = out(ymm_reg) _,
+            u = out(ymm_reg) _,
+            x = in(ymm_reg) x,
+            y = in(ymm_reg) y,
+            l0 = in(ymm_reg) low[0],
+            l1 = in(ymm_reg) low[1],
+            h0 = in(ymm_reg) high[0],
+            h1 = in(ymm_reg) high[1],
+            options(nomem, nostack, preserves_flags),
+        );
+    }
+}
+
+/// The exact dot products of one block of nibbles with up to four rows. Sums of pairs stay below 8 * 2 * 15 * 127 =
+/// 30,480, so all eight groups add up in an i16.
 ///
 /// # Safety
 /// 256 bytes are readable at `weights` and 32 at each of `q`'s block; the machine has AVX2.
-#[inline(always)]
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn nibbles_avx2<const R: usize>(
     weights: *const u8,
     q: &[*const i8; R],
@@ -240,23 +289,21 @@ unsafe fn nibbles_avx2<const R: usize>(
     // SAFETY: as above.
     unsafe {
         let mask = _mm256_set1_epi8(15);
-        let ones = _mm256_set1_epi16(1);
         let mut pairs = [[_mm256_setzero_si256(); 2]; R];
         for group in 0..4 {
+            let (mut low, mut high) = ([mask; 2], [mask; 2]);
             for v in 0..2 {
                 let both: __m256i = _mm256_loadu_si256(weights.add(group * 64 + v * 32).cast());
-                let low = _mm256_and_si256(both, mask);
-                let high = _mm256_and_si256(_mm256_srli_epi16::<4>(both), mask);
-                for r in 0..R {
-                    let xs = _mm256_set1_epi32(four(q[r], block, group));
-                    let products = _mm256_maddubs_epi16(low, xs);
-                    pairs[r][v] = _mm256_add_epi16(pairs[r][v], products);
-                    let xs = _mm256_set1_epi32(four(q[r], block, group + 4));
-                    let products = _mm256_maddubs_epi16(high, xs);
-                    pairs[r][v] = _mm256_add_epi16(pairs[r][v], products);
-                }
+                low[v] = _mm256_and_si256(both, mask);
+                high[v] = _mm256_and_si256(_mm256_srli_epi16::<4>(both), mask);
+            }
+            for r in 0..R {
+                let x = _mm256_set1_epi32(four(q[r], block, group));
+                let y = _mm256_set1_epi32(four(q[r], block, group + 4));
+                add_nibbles(&mut pairs[r], (x, y), low, high);
             }
         }
+        let ones = _mm256_set1_epi16(1);
         for r in 0..R {
             for v in 0..2 {
                 pairs[r][v] = _mm256_madd_epi16(pairs[r][v], ones);
@@ -267,13 +314,8 @@ unsafe fn nibbles_avx2<const R: usize>(
 }
 
 /// Nibbles less 8 with AVX2.
-#[inline(always)]
-unsafe fn q4_avx2<const R: usize>(
-    tile: &[u8],
-    x: &Operand<'_>,
-    first: usize,
-    out: &mut [Line; ROWS],
-) {
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn q4_avx2<const R: usize>(tile: &[u8], x: &Operand<'_>, first: usize, out: &mut [Line]) {
     let at = checked::<R>(Packing::Q4, tile, x, first);
     // SAFETY: the file's invariant; the caller has the features.
     unsafe {
@@ -300,7 +342,8 @@ unsafe fn q4_avx2<const R: usize>(
 ///
 /// # Safety
 /// 8 bytes are readable; the machine has AVX2.
-#[inline(always)]
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn bytes_as_floats(bytes: *const u8) -> __m256 {
     // SAFETY: as above.
     unsafe {
@@ -310,13 +353,8 @@ unsafe fn bytes_as_floats(bytes: *const u8) -> __m256 {
 }
 
 /// Nibbles with scales and minima of two levels, with AVX2.
-#[inline(always)]
-unsafe fn q4k_avx2<const R: usize>(
-    tile: &[u8],
-    x: &Operand<'_>,
-    first: usize,
-    out: &mut [Line; ROWS],
-) {
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn q4k_avx2<const R: usize>(tile: &[u8], x: &Operand<'_>, first: usize, out: &mut [Line]) {
     let at = checked::<R>(Packing::Q4K, tile, x, first);
     // SAFETY: the file's invariant; the caller has the features.
     unsafe {
@@ -347,13 +385,8 @@ unsafe fn q4k_avx2<const R: usize>(
 
 /// Bytes with the 512-bit byte dot product, whose first factor is unsigned: w + 128, less 128 times the sum of x. Few
 /// rows use two chains of integer sums each, to hide the instruction's latency.
-#[inline(always)]
-unsafe fn q8_avx512<const R: usize>(
-    tile: &[u8],
-    x: &Operand<'_>,
-    first: usize,
-    out: &mut [Line; ROWS],
-) {
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vnni")]
+unsafe fn q8_avx512<const R: usize>(tile: &[u8], x: &Operand<'_>, first: usize, out: &mut [Line]) {
     let at = checked::<R>(Packing::Q8, tile, x, first);
     // SAFETY: the file's invariant; the caller has the features.
     unsafe {
@@ -391,7 +424,8 @@ unsafe fn q8_avx512<const R: usize>(
 ///
 /// # Safety
 /// 256 bytes are readable at `weights` and 32 at each of `q`'s block; the machine has AVX512-VNNI.
-#[inline(always)]
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vnni")]
 unsafe fn nibbles_avx512<const R: usize>(
     weights: *const u8,
     q: &[*const i8; R],
@@ -425,13 +459,8 @@ unsafe fn nibbles_avx512<const R: usize>(
 }
 
 /// Nibbles less 8 with AVX512-VNNI.
-#[inline(always)]
-unsafe fn q4_avx512<const R: usize>(
-    tile: &[u8],
-    x: &Operand<'_>,
-    first: usize,
-    out: &mut [Line; ROWS],
-) {
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vnni")]
+unsafe fn q4_avx512<const R: usize>(tile: &[u8], x: &Operand<'_>, first: usize, out: &mut [Line]) {
     let at = checked::<R>(Packing::Q4, tile, x, first);
     // SAFETY: the file's invariant; the caller has the features.
     unsafe {
@@ -456,13 +485,8 @@ unsafe fn q4_avx512<const R: usize>(
 }
 
 /// Nibbles with scales and minima of two levels, with AVX512-VNNI.
-#[inline(always)]
-unsafe fn q4k_avx512<const R: usize>(
-    tile: &[u8],
-    x: &Operand<'_>,
-    first: usize,
-    out: &mut [Line; ROWS],
-) {
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vnni")]
+unsafe fn q4k_avx512<const R: usize>(tile: &[u8], x: &Operand<'_>, first: usize, out: &mut [Line]) {
     let at = checked::<R>(Packing::Q4K, tile, x, first);
     // SAFETY: the file's invariant; the caller has the features.
     unsafe {
@@ -493,9 +517,14 @@ unsafe fn q4k_avx512<const R: usize>(
     }
 }
 
-/// An entry of the table: any number of rows of one packing with the named features.
+/// How many of the remaining rows the kernels of 16 registers take next: as many as fit, in parts of similar size.
+const fn part(rows: usize, fit: usize) -> usize {
+    rows.div_ceil(rows.div_ceil(fit))
+}
+
+/// An entry of the table: any number of rows of one packing with the named features, a part at a time.
 macro_rules! entry {
-    ($name:ident, $kernel:ident, $features:literal) => {
+    ($name:ident, $kernel:ident, $features:literal, $fit:literal, $rows:tt) => {
         /// See [`super::Kernels::dot`].
         ///
         /// # Safety
@@ -507,15 +536,39 @@ macro_rules! entry {
             (first, rows): (usize, usize),
             out: &mut [Line; ROWS],
         ) {
-            by_rows!(rows, $kernel, (tile, x, first, out))
+            let mut row = 0;
+            while row < rows {
+                let end = row + part(rows - row, $fit);
+                let out = &mut out[row..end];
+                by_rows!($kernel, first + row, tile, x, out, $rows);
+                row = end;
+            }
         }
     };
 }
 
-entry!(dot_q8_avx2, q8_avx2, "avx2,fma,f16c");
-entry!(dot_q4_avx2, q4_avx2, "avx2,fma,f16c");
-entry!(dot_q4k_avx2, q4k_avx2, "avx2,fma,f16c");
-entry!(dot_q8_avx_vnni, q8_avx_vnni, "avx2,fma,f16c,avxvnni");
-entry!(dot_q8_avx512, q8_avx512, "avx2,fma,f16c,avx512f,avx512bw,avx512vnni");
-entry!(dot_q4_avx512, q4_avx512, "avx2,fma,f16c,avx512f,avx512bw,avx512vnni");
-entry!(dot_q4k_avx512, q4k_avx512, "avx2,fma,f16c,avx512f,avx512bw,avx512vnni");
+entry!(dot_q8_avx2, q8_avx2, "avx2,fma,f16c", 5, [1, 2, 3, 4, 5]);
+entry!(dot_q4_avx2, q4_avx2, "avx2,fma,f16c", 4, [1, 2, 3, 4]);
+entry!(dot_q4k_avx2, q4k_avx2, "avx2,fma,f16c", 4, [1, 2, 3, 4]);
+entry!(dot_q8_avx_vnni, q8_avx_vnni, "avx2,fma,f16c,avxvnni", 5, [1, 2, 3, 4, 5]);
+entry!(
+    dot_q8_avx512,
+    q8_avx512,
+    "avx2,fma,f16c,avx512f,avx512bw,avx512vnni",
+    8,
+    [1, 2, 3, 4, 5, 6, 7, 8]
+);
+entry!(
+    dot_q4_avx512,
+    q4_avx512,
+    "avx2,fma,f16c,avx512f,avx512bw,avx512vnni",
+    8,
+    [1, 2, 3, 4, 5, 6, 7, 8]
+);
+entry!(
+    dot_q4k_avx512,
+    q4k_avx512,
+    "avx2,fma,f16c,avx512f,avx512bw,avx512vnni",
+    8,
+    [1, 2, 3, 4, 5, 6, 7, 8]
+);
