@@ -183,24 +183,20 @@ impl<'a> Forward<'a> {
         unsafe { view.operand(rows, cols, (floats, bytes)) }
     }
 
-    /// Multiplies all rows of `x` with one tile, [`ROWS`] at a time, and hands out each row's 16 results.
+    /// Multiplies all rows of `x` with one tile, [`ROWS`] at a time, and hands out the first of these rows and the 16
+    /// results of each.
     fn tile(
         &self,
         (weight, tile): (&Projection, usize),
         x: &Operand<'_>,
-        rows: usize,
-        mut each: impl FnMut(usize, &mut Line),
+        (rows, out): (usize, &mut [Line; ROWS]),
+        mut each: impl FnMut(usize, &mut [Line]),
     ) {
         let bytes = weight.tile(&self.program.store, tile);
-        let mut out = [[0.0; LANES]; ROWS];
-        let mut first = 0;
-        while first < rows {
+        for first in (0..rows).step_by(ROWS) {
             let count = (rows - first).min(ROWS);
-            self.kernels.dot(weight.packing, bytes, x, (first, count), &mut out);
-            for (i, line) in out[..count].iter_mut().enumerate() {
-                each(first + i, line);
-            }
-            first += count;
+            self.kernels.dot(weight.packing, bytes, x, (first, count), out);
+            each(first, &mut out[..count]);
         }
     }
 
@@ -211,7 +207,7 @@ impl<'a> Forward<'a> {
         x: &Operand<'_>,
         (out, layer): (Place, usize),
     ) {
-        let padded = self.program.heads.padded;
+        let (padded, mut results) = (self.program.heads.padded, [[0.0; LANES]; ROWS]);
         for unit in member.share(qkv.iter().map(|p| p.tiles).sum()) {
             let mut tile = unit;
             let mut which = 0;
@@ -220,16 +216,19 @@ impl<'a> Forward<'a> {
                 which += 1;
             }
             let (head, first) = (tile * TILE / padded, tile * TILE % padded);
-            self.tile((&qkv[which], tile), x, self.rows.len(), |row, line| {
-                let Row { segment, position, .. } = self.rows[row];
-                if which < 2 {
-                    rotate(line, self.program.rope.eight(position, first / 2));
-                }
-                match which {
-                    // SAFETY: these 16 elements of the row are this tile's.
-                    0 => unsafe { self.line_mut(out, row, tile) }.copy_from_slice(line),
-                    1 => self.store_key((layer, head), (segment, position), first, line),
-                    _ => self.store_value((layer, head), (segment, position), first, line),
+            let all = (self.rows.len(), &mut results);
+            self.tile((&qkv[which], tile), x, all, |start, lines| {
+                for (row, line) in (start..).zip(lines) {
+                    let Row { segment, position, .. } = self.rows[row];
+                    if which < 2 {
+                        rotate(line, self.program.rope.eight(position, first / 2));
+                    }
+                    match which {
+                        // SAFETY: these 16 elements of the row are this tile's.
+                        0 => unsafe { self.line_mut(out, row, tile) }.copy_from_slice(line),
+                        1 => self.store_key((layer, head), (segment, position), first, line),
+                        _ => self.store_value((layer, head), (segment, position), first, line),
+                    }
                 }
             });
         }
@@ -344,16 +343,20 @@ impl<'a> Forward<'a> {
         x: &Operand<'_>,
         (residual, out): (Place, Place),
     ) {
+        let mut results = [[0.0; LANES]; ROWS];
         for tile in member.share(weight.tiles) {
-            self.tile((weight, tile), x, self.rows.len(), |row, line| {
-                let start = residual.start + row * residual.stride + tile * TILE;
-                // SAFETY: these 16 elements are this tile's, in the residual as in the result, which may lie in the same place:
-                // the first borrow ends before the second begins.
-                for (x, r) in line.iter_mut().zip(unsafe { self.arena.read(start, LANES) }) {
-                    *x += r;
+            let all = (self.rows.len(), &mut results);
+            self.tile((weight, tile), x, all, |start, lines| {
+                for (row, line) in (start..).zip(lines) {
+                    let at = residual.start + row * residual.stride + tile * TILE;
+                    // SAFETY: these 16 elements are this tile's, in the residual as in the result, which may lie in the
+                    // same place: the first borrow ends before the second begins.
+                    for (x, r) in line.iter_mut().zip(unsafe { self.arena.read(at, LANES) }) {
+                        *x += r;
+                    }
+                    // SAFETY: as above.
+                    unsafe { self.line_mut(out, row, tile) }.copy_from_slice(line);
                 }
-                // SAFETY: as above.
-                unsafe { self.line_mut(out, row, tile) }.copy_from_slice(line);
             });
         }
     }
@@ -365,26 +368,41 @@ impl<'a> Forward<'a> {
         x: &Operand<'_>,
         out: Place,
     ) {
+        let (mut results, mut gates) = ([[0.0; LANES]; ROWS], [[0.0; LANES]; ROWS]);
         for tile in member.share(gate.tiles) {
-            self.tile((gate, tile), x, self.rows.len(), |row, line| {
-                // SAFETY: these 16 elements of the row are this tile's.
-                unsafe { self.line_mut(out, row, tile) }.copy_from_slice(line);
+            let all = (self.rows.len(), &mut results);
+            self.tile((gate, tile), x, all, |start, lines| {
+                for (row, line) in (start..).zip(lines) {
+                    // SAFETY: these 16 elements of the row are this tile's.
+                    unsafe { self.line_mut(out, row, tile) }.copy_from_slice(line);
+                }
             });
-            self.tile((up, tile), x, self.rows.len(), |row, line| {
-                // SAFETY: as above; they hold the gate.
-                let out = unsafe { self.line_mut(out, row, tile) };
-                let gate = *out;
-                self.kernels.swiglu(&gate, line, out);
+            let all = (self.rows.len(), &mut results);
+            self.tile((up, tile), x, all, |start, lines| {
+                let gates = &mut gates[..lines.len()];
+                for (row, gate) in (start..).zip(gates.iter_mut()) {
+                    // SAFETY: as above; they hold the gate.
+                    gate.copy_from_slice(unsafe { self.line_mut(out, row, tile) });
+                }
+                self.kernels.swiglu(gates, lines);
+                for (row, line) in (start..).zip(lines) {
+                    // SAFETY: as above.
+                    unsafe { self.line_mut(out, row, tile) }.copy_from_slice(line);
+                }
             });
         }
     }
 
     fn head(&self, member: &Member<'_>, weight: &Projection, x: &Operand<'_>) {
+        let mut results = [[0.0; LANES]; ROWS];
         for tile in member.share(weight.tiles) {
-            self.tile((weight, tile), x, self.wanted.len(), |row, line| {
-                let start = row * self.logits_stride + tile * TILE;
-                // SAFETY: these 16 logits of the row are this tile's.
-                unsafe { self.logits.write(start, LANES) }.copy_from_slice(line);
+            let all = (self.wanted.len(), &mut results);
+            self.tile((weight, tile), x, all, |start, lines| {
+                for (row, line) in (start..).zip(lines) {
+                    let at = row * self.logits_stride + tile * TILE;
+                    // SAFETY: these 16 logits of the row are this tile's.
+                    unsafe { self.logits.write(at, LANES) }.copy_from_slice(line);
+                }
             });
         }
     }

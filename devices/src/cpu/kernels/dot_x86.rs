@@ -5,20 +5,20 @@
 //! [`checked`] asserts: a tile holds `blocks` blocks, a row of the operand `32 * blocks` bytes and `blocks` scales.
 
 use std::arch::x86_64::{
-    __m256, __m256i, __m512, _mm_loadl_epi64, _mm_loadu_si128, _mm256_abs_epi8, _mm256_and_si256,
-    _mm256_cvtepi32_ps, _mm256_cvtepu8_epi32, _mm256_cvtph_ps, _mm256_dpbusd_avx_epi32,
-    _mm256_fmadd_ps, _mm256_fnmadd_ps, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_mul_ps,
-    _mm256_set1_epi8, _mm256_set1_epi16, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_ps,
-    _mm256_setzero_si256, _mm256_srli_epi16, _mm256_storeu_ps, _mm256_sub_epi32, _mm256_xor_si256,
-    _mm512_add_epi32, _mm512_and_si512, _mm512_cvtepi32_ps, _mm512_cvtepu8_epi32, _mm512_cvtph_ps,
-    _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_fnmadd_ps, _mm512_loadu_si512, _mm512_mul_ps,
-    _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_srli_epi16,
-    _mm512_storeu_ps, _mm512_xor_si512,
+    __m256, __m256i, __m512, _MM_HINT_T0, _mm_loadl_epi64, _mm_loadu_si128, _mm_prefetch,
+    _mm256_abs_epi8, _mm256_and_si256, _mm256_cvtepi32_ps, _mm256_cvtepu8_epi32, _mm256_cvtph_ps,
+    _mm256_dpbusd_avx_epi32, _mm256_fmadd_ps, _mm256_fnmadd_ps, _mm256_loadu_si256,
+    _mm256_madd_epi16, _mm256_mul_ps, _mm256_set1_epi8, _mm256_set1_epi16, _mm256_set1_epi32,
+    _mm256_set1_ps, _mm256_setzero_ps, _mm256_setzero_si256, _mm256_srli_epi16, _mm256_storeu_ps,
+    _mm256_sub_epi32, _mm256_xor_si256, _mm512_add_epi32, _mm512_and_si512, _mm512_cvtepi32_ps,
+    _mm512_cvtepu8_epi32, _mm512_cvtph_ps, _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_fnmadd_ps,
+    _mm512_loadu_si512, _mm512_mul_ps, _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_ps,
+    _mm512_setzero_ps, _mm512_srli_epi16, _mm512_storeu_ps, _mm512_xor_si512,
 };
 
 use std::arch::asm;
 
-use super::lanes::Line;
+use super::lanes::{AHEAD, Line};
 use super::tile::{BLOCK, Packing, SUPER, TILE};
 use super::{Operand, ROWS};
 
@@ -58,6 +58,16 @@ fn checked<const R: usize>(
         checked.sums[r] = x.sums[row * blocks..][..blocks].as_ptr();
     }
     checked
+}
+
+/// Asks for the `LINES` cache lines that lie [`AHEAD`] of `weights`, in this tile or beyond.
+#[inline(always)]
+fn fetch_ahead<const LINES: usize>(weights: *const u8) {
+    for line in 0..LINES {
+        let place = weights.wrapping_add(AHEAD + line * 64);
+        // SAFETY: a hint, which reads nothing and is ignored where nothing is mapped.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(place.cast()) };
+    }
 }
 
 /// Four consecutive activations of a block, as one integer.
@@ -164,6 +174,7 @@ unsafe fn q8_avx2<const R: usize>(tile: &[u8], x: &Operand<'_>, first: usize, ou
         let mut sums: [Pair; R] = [[_mm256_setzero_ps(); 2]; R];
         for block in 0..at.blocks {
             let weights = at.weights.add(block * BLOCK * TILE);
+            fetch_ahead::<8>(weights);
             let mut dots = [[_mm256_setzero_si256(); 2]; R];
             for group in 0..BLOCK / 4 {
                 let weights = weights.add(group * 4 * TILE);
@@ -204,6 +215,7 @@ unsafe fn q8_avx_vnni<const R: usize>(
         let mut sums: [Pair; R] = [[_mm256_setzero_ps(); 2]; R];
         for block in 0..at.blocks {
             let weights = at.weights.add(block * BLOCK * TILE);
+            fetch_ahead::<8>(weights);
             let scales = halves(at.head.add(block * TILE * 2));
             {
                 let mut dots = [[_mm256_setzero_si256(); 2]; R];
@@ -323,6 +335,7 @@ unsafe fn q4_avx2<const R: usize>(tile: &[u8], x: &Operand<'_>, first: usize, ou
         for block in 0..at.blocks {
             let scales = halves(at.head.add(block * TILE * 2));
             let weights = at.weights.add(block * BLOCK * TILE / 2);
+            fetch_ahead::<4>(weights);
             let dots = nibbles_avx2::<R>(weights, &at.q, block);
             for r in 0..R {
                 let xs = _mm256_set1_ps(*at.scales[r].add(block));
@@ -365,6 +378,7 @@ unsafe fn q4k_avx2<const R: usize>(tile: &[u8], x: &Operand<'_>, first: usize, o
             let (d, dmin) = (halves(first), halves(first.add(TILE * 2)));
             let factors = factors.add(block * TILE * 2);
             let weights = at.weights.add(block * BLOCK * TILE / 2);
+            fetch_ahead::<4>(weights);
             let dots = nibbles_avx2::<R>(weights, &at.q, block);
             for v in 0..2 {
                 let scales = _mm256_mul_ps(d[v], bytes_as_floats(factors.add(v * 8)));
@@ -394,6 +408,7 @@ unsafe fn q8_avx512<const R: usize>(tile: &[u8], x: &Operand<'_>, first: usize, 
         let mut sums: [__m512; R] = [_mm512_setzero_ps(); R];
         for block in 0..at.blocks {
             let weights = at.weights.add(block * BLOCK * TILE);
+            fetch_ahead::<8>(weights);
             let scales = _mm512_cvtph_ps(_mm256_loadu_si256(at.head.add(block * TILE * 2).cast()));
             let mut dots = [[_mm512_set1_epi32(0); 2]; R];
             for r in 0..R {
@@ -472,6 +487,7 @@ unsafe fn q4_avx512<const R: usize>(tile: &[u8], x: &Operand<'_>, first: usize, 
                 start[r] = -8 * *at.sums[r].add(block);
             }
             let weights = at.weights.add(block * BLOCK * TILE / 2);
+            fetch_ahead::<4>(weights);
             let dots = nibbles_avx512::<R>(weights, &at.q, block, start);
             for r in 0..R {
                 let xs = _mm512_set1_ps(*at.scales[r].add(block));
@@ -502,6 +518,7 @@ unsafe fn q4k_avx512<const R: usize>(tile: &[u8], x: &Operand<'_>, first: usize,
             let factor = _mm512_cvtepu8_epi32(_mm_loadu_si128(factors.add(TILE).cast()));
             let mins = _mm512_mul_ps(dmin, _mm512_cvtepi32_ps(factor));
             let weights = at.weights.add(block * BLOCK * TILE / 2);
+            fetch_ahead::<4>(weights);
             let dots = nibbles_avx512::<R>(weights, &at.q, block, [0; R]);
             for r in 0..R {
                 let xs = *at.scales[r].add(block);

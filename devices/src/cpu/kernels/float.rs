@@ -95,11 +95,13 @@ pub(crate) fn exp<L: Lanes>(l: L, x: L::F) -> L::F {
     l.mul(p, l.power_of_two(shifted))
 }
 
-/// `silu(gate) * up`, where `silu(g) = g / (1 + e^-g)`.
+/// Replaces each line of `up` by `silu(gate) * up`, where `silu(g) = g / (1 + e^-g)`.
 #[inline(always)]
-pub(crate) fn swiglu<L: Lanes>(l: L, gate: &Line, up: &Line, out: &mut Line) {
-    let g = l.load(gate);
-    let e = exp(l, l.sub(l.splat(0.0), g));
-    let silu = l.div(g, l.add(l.splat(1.0), e));
-    l.store(l.mul(silu, l.load(up)), out);
+pub(crate) fn swiglu<L: Lanes>(l: L, gates: &[Line], ups: &mut [Line]) {
+    for (gate, up) in gates.iter().zip(ups) {
+        let g = l.load(gate);
+        let e = exp(l, l.sub(l.splat(0.0), g));
+        let silu = l.div(g, l.add(l.splat(1.0), e));
+        l.store(l.mul(silu, l.load(up)), up);
+    }
 }

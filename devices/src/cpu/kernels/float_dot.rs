@@ -68,6 +68,10 @@ fn floats<L: Lanes, E: Element, const R: usize>(
     let mut even = [l.splat(0.0); R];
     let mut odd = [l.splat(0.0); R];
     for (i, [a, b]) in weights.iter().enumerate() {
+        l.fetch_ahead(a);
+        if size_of::<E::Raw>() == 4 {
+            l.fetch_ahead(b);
+        }
         let (a, b) = (E::lanes(l, a), E::lanes(l, b));
         for r in 0..R {
             even[r] = l.fma(a, l.splat(rows[r][i][0]), even[r]);

@@ -8,6 +8,10 @@ use half::{bf16, f16};
 /// Lanes of a vector.
 pub(crate) const LANES: usize = 16;
 
+/// How many bytes ahead of the weights in use their stream is fetched: the processor's own prefetchers stop at page
+/// ends, and lag behind where a block takes little arithmetic.
+pub(crate) const AHEAD: usize = 4096;
+
 /// One memory image of a vector.
 pub(crate) type Line = [f32; LANES];
 
@@ -28,8 +32,8 @@ pub(crate) trait Lanes: Copy {
     fn store_f16(self, v: Self::F, out: &mut [u16; LANES]);
     /// From bfloat16; exact.
     fn load_bf16(self, x: &[u16; LANES]) -> Self::F;
-    /// From bytes; exact.
-    fn load_i8(self, x: &[i8; LANES]) -> Self::F;
+    /// Asks for the cache line [`AHEAD`] of `place`; a hint.
+    fn fetch_ahead<T>(self, _place: &T) {}
     /// To bytes, rounding to nearest even; lanes must lie in -127..=127.
     fn store_i8(self, v: Self::F, out: &mut [i8; LANES]);
     /// a + b.
@@ -89,10 +93,6 @@ impl Lanes for Portable {
     #[inline(always)]
     fn load_bf16(self, x: &[u16; LANES]) -> Line {
         x.map(|h| bf16::from_bits(h).to_f32())
-    }
-    #[inline(always)]
-    fn load_i8(self, x: &[i8; LANES]) -> Line {
-        x.map(f32::from)
     }
     #[inline(always)]
     fn store_i8(self, v: Line, out: &mut [i8; LANES]) {

@@ -22,7 +22,7 @@ pub(crate) struct Kernels {
     dot_f32: Dot,
     norm: unsafe fn(&[f32], (&[f32], f32), usize, &mut [f32]),
     quantise: unsafe fn(&[f32], &mut [i8], &mut [f32], &mut [i32]),
-    swiglu: unsafe fn(&Line, &Line, &mut Line),
+    swiglu: unsafe fn(&[Line], &mut [Line]),
     narrow: unsafe fn(&Line, &mut [u16; 16]),
     attend: unsafe fn(&CachedHead<'_>, &Queries<'_>, &mut [f32], &mut [f32]),
 }
@@ -88,9 +88,9 @@ impl Kernels {
     }
 
     /// See [`super::float::swiglu`].
-    pub(crate) fn swiglu(&self, gate: &Line, up: &Line, out: &mut Line) {
+    pub(crate) fn swiglu(&self, gates: &[Line], ups: &mut [Line]) {
         // SAFETY: as in `dot`.
-        unsafe { (self.swiglu)(gate, up, out) }
+        unsafe { (self.swiglu)(gates, ups) }
     }
 
     /// Rounds 16 floats to half precision.
@@ -147,8 +147,8 @@ macro_rules! over_lanes {
             }
 
             $(#[$attribute])*
-            pub(super) unsafe fn swiglu(gate: &Line, up: &Line, out: &mut Line) {
-                float::swiglu($lanes, gate, up, out)
+            pub(super) unsafe fn swiglu(gates: &[Line], ups: &mut [Line]) {
+                float::swiglu($lanes, gates, ups)
             }
 
             $(#[$attribute])*

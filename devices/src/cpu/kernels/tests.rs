@@ -209,10 +209,11 @@ fn norm_quantise_swiglu_and_narrow_have_the_portable_bits() {
         for _ in 0..200 {
             let mut line = || -> Line { std::array::from_fn(|_| noise.uniform() * 40.0) };
             let (gate, up) = (line(), line());
-            let (mut a, mut b) = ([0.0; LANES], [0.0; LANES]);
-            portable.swiglu(&gate, &up, &mut a);
-            kernels.swiglu(&gate, &up, &mut b);
-            assert_eq!(bits(&a), bits(&b), "swiglu, {}", kernels.isa());
+            let (mut a, mut b) = ([up, gate], [up, gate]);
+            portable.swiglu(&[gate, up], &mut a);
+            kernels.swiglu(&[gate, up], &mut b);
+            let (a, b) = (a.as_flattened(), b.as_flattened());
+            assert_eq!(bits(a), bits(b), "swiglu, {}", kernels.isa());
             let (mut a, mut b) = ([0; LANES], [0; LANES]);
             portable.narrow(&gate, &mut a);
             kernels.narrow(&gate, &mut b);
@@ -226,8 +227,8 @@ fn swiglu_is_near_the_exact_function() {
     let kernels = Kernels::of(Isa::Portable).expect("every machine has it");
     for i in -2000..2000 {
         let gate = i as f32 * 0.05;
-        let mut out = [0.0; LANES];
-        kernels.swiglu(&[gate; LANES], &[1.0; LANES], &mut out);
+        let mut out = [1.0; LANES];
+        kernels.swiglu(&[[gate; LANES]], std::slice::from_mut(&mut out));
         let exact = f64::from(gate) / (1.0 + (-f64::from(gate)).exp());
         let error = (f64::from(out[0]) - exact).abs();
         assert!(error <= 1e-6 * exact.abs() + 1e-30, "{gate}: {} against {exact}", out[0]);
