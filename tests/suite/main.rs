@@ -7,4 +7,5 @@ mod command_line;
 mod equivalence;
 mod process;
 mod service;
+mod supervision;
 mod tidy;

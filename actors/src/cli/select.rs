@@ -12,7 +12,7 @@ use outrider_plans::{
 };
 
 use super::CliError;
-use crate::engine::{Engine, EngineLimits};
+use crate::engine::{Engine, EngineLimits, EngineOptions};
 use crate::pair::Pair;
 
 /// Which models to run, and how.
@@ -76,7 +76,7 @@ impl Selection {
         let pair = self.pair()?;
         let plan = self.plan(&pair)?;
         let registry = Arc::new(Registry::new(build_info()));
-        Ok(Engine::start(pair, plan, self.limits(), registry).await?)
+        Ok(Engine::start(EngineOptions::new(pair, plan, self.limits(), registry)).await?)
     }
 
     /// The plan to run, checked against this machine and these models.
