@@ -5,6 +5,7 @@
 
 pub mod batch;
 pub mod conformance;
+pub mod cpu;
 pub mod device;
 pub mod discovery;
 pub mod graph;
