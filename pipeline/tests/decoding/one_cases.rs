@@ -2,14 +2,16 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use outrider_pipeline::DraftPolicy;
+use outrider_devices::Pick;
 use outrider_pipeline::lookup::Ngrams;
+use outrider_pipeline::speculator::{DraftCounts, End, Need, Task};
+use outrider_pipeline::{DraftPolicy, Speculator};
 
 use crate::one::{Case, Mischief, any_policy, run};
 use crate::toy::Random;
 
 /// Runs a case; a failure names it.
-pub(crate) fn check(case: &Case) -> (outrider_pipeline::speculator::DraftCounts, u64) {
+pub(crate) fn check(case: &Case) -> (DraftCounts, u64) {
     catch_unwind(AssertUnwindSafe(|| run(case)))
         .unwrap_or_else(|_| panic!("the case that failed: {case:?}"))
 }
@@ -89,4 +91,69 @@ fn a_good_draft_saves_time_and_overlap_saves_more() {
     let overlap = time(DraftPolicy::overlap(4, 1, 1));
     assert!(sequential < plain, "sequential {sequential}, plain {plain}");
     assert!(overlap < sequential, "overlap {overlap}, sequential {sequential}");
+}
+
+fn pick(token: u32) -> Pick {
+    Pick { token, probability: 0.5, top: Vec::new() }
+}
+
+fn speculator(policy: DraftPolicy) -> Speculator {
+    let stop_tokens = [9].into();
+    let task = Task { prompt: vec![1], length_max: 50, draft_length_max: 50, stop_tokens };
+    Speculator::new(task, policy)
+}
+
+/// A draft that stops early, for want of confidence, has nothing more to wait for.
+#[test]
+fn the_target_does_not_wait_for_a_draft_that_stopped_early() {
+    for policy in [DraftPolicy::sequential(4), DraftPolicy::overlap(4, 4, 4)] {
+        let mut one = speculator(policy);
+        let work = one.take_draft(9).unwrap();
+        assert_eq!((one.need(), work.steps), (Need::Nothing, 4));
+        one.drafted(work.epoch, work.base, &[pick(2), pick(3)]);
+        assert_eq!(one.need(), Need::Decode, "{policy:?}");
+        assert_eq!(one.take_verify(9).unwrap().tokens, [1, 2, 3]);
+    }
+}
+
+/// The diagram of the module, step by step.
+#[test]
+fn an_overlapped_round_goes_as_drawn() {
+    let mut one = speculator(DraftPolicy::overlap(3, 3, 3));
+    let work = one.take_draft(9).unwrap();
+    one.drafted(work.epoch, work.base, &[10, 11, 12].map(pick));
+    let pass = one.take_verify(9).unwrap();
+    assert_eq!((pass.base, &pass.tokens[..], pass.picks_wanted), (0, &[1, 10, 11, 12][..], 4));
+    // The draft goes on while the target works; the fourth pick checks 13 for free, 14 stays.
+    let work = one.take_draft(9).unwrap();
+    assert_eq!((work.base, &work.tokens[..]), (3, &[12][..]));
+    one.drafted(work.epoch, work.base, &[13, 14].map(pick));
+    let verdict = one.verified([10, 11, 12, 13].map(pick).to_vec());
+    assert_eq!((verdict.offered, verdict.accepted, one.tail()), (4, 4, &[14][..]));
+    // A wrong draft: the epoch steps, and what the draft was doing meanwhile is dropped.
+    let pass = one.take_verify(9).unwrap();
+    assert_eq!((pass.base, &pass.tokens[..]), (4, &[13, 14][..]));
+    let work = one.take_draft(9).unwrap();
+    let verdict = one.verified([20, 30].map(pick).to_vec());
+    assert_eq!((verdict.tokens.len(), verdict.accepted), (1, 0));
+    one.drafted(work.epoch, work.base, &[15, 16, 17].map(pick));
+    assert_eq!((one.confirmed(), one.tail()), (&[1, 10, 11, 12, 13, 20][..], &[][..]));
+    assert_eq!(one.counts().discarded, 3);
+    // Either model goes on from where its cache is the text: up to 13.
+    let work = one.take_draft(9).unwrap();
+    assert_eq!((work.base, &work.tokens[..]), (5, &[20][..]));
+}
+
+/// A stop token at the end of the tail is checked for free, and nothing is drafted after it.
+#[test]
+fn a_drafted_stop_token_costs_no_row() {
+    let mut one = speculator(DraftPolicy::overlap(4, 4, 1));
+    let work = one.take_draft(9).unwrap();
+    one.drafted(work.epoch, work.base, &[2, 9, 3].map(pick));
+    assert_eq!((one.tail(), one.counts().discarded), (&[2, 9][..], 1));
+    assert!(one.take_draft(9).is_none());
+    assert_eq!(one.take_verify(9).unwrap().tokens, [1, 2]);
+    let verdict = one.verified([2, 9].map(pick).to_vec());
+    assert_eq!((verdict.accepted, verdict.end), (2, Some(End::Stop)));
+    assert!(one.is_finished() && one.take_verify(9).is_none() && one.take_draft(9).is_none());
 }
