@@ -3,18 +3,23 @@
 //! *Invariant:* nothing here allocates in proportion to the model; what a run allocates is its answer.
 
 use std::rc::Rc;
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock};
 
+use super::cache::CacheShape;
 use super::compile::Program;
 use super::forward::{Chunk, Forward, Lane, PRIVATE_ROWS, Row, ScratchView};
 use super::kernels::tile::TILE;
 use super::kernels::{Kernels, QUERIES};
-use super::memory::{Pages, Shared};
+use super::memory::Pages;
 use super::scratch::{OperandRows, Scratch};
-use super::slots::{CacheShape, Slots};
 use super::team::Team;
 use crate::batch::{Activations, Batch, Output, Pick, Picked, SequenceId, Want};
 use crate::device::{DeviceError, Executable, MemoryUse, SlotLimits};
+use crate::sampling;
+use crate::slots::{Slot, Slots};
+
+/// A sequence's tokens, and its cache once it had one.
+type CacheSlot = Slot<Option<Pages<u16>>>;
 
 /// An executable of the CPU unit.
 pub(crate) struct CpuExecutable {
@@ -23,12 +28,16 @@ pub(crate) struct CpuExecutable {
     kernels: &'static Kernels,
     program: Program,
     limits: SlotLimits,
-    slots: Slots,
+    shape: CacheShape,
+    slots: Slots<Option<Pages<u16>>>,
+    /// Caches of slots that were released.
+    spare: Vec<Pages<u16>>,
     arena: Pages<f32>,
     logits: Pages<f32>,
     logits_stride: usize,
     operand: OperandRows,
     scratch: Vec<Scratch>,
+    samplers: Vec<Mutex<sampling::Scratch>>,
     rows: Vec<Row>,
     chunks: Vec<Chunk>,
     wanted: Vec<usize>,
@@ -61,7 +70,10 @@ impl CpuExecutable {
             return Err(DeviceError::OutOfMemory { device: device.to_string(), detail });
         };
         Ok(Self {
-            slots: Slots::new(shape, limits.sequences_max),
+            limits,
+            shape,
+            slots: Slots::new(limits),
+            spare: Vec::new(),
             rows: Vec::with_capacity(limits.rows_max),
             chunks: Vec::with_capacity(limits.rows_max),
             wanted: Vec::with_capacity(limits.rows_max),
@@ -69,61 +81,45 @@ impl CpuExecutable {
             team,
             kernels,
             program,
-            limits,
             arena,
             logits,
             logits_stride,
             operand,
             scratch,
+            samplers: (0..members).map(|_| Mutex::default()).collect(),
         })
     }
 
-    /// Checks the batch, gives new sequences their slots, cuts the caches and notes the tokens. Returns the slot of each
-    /// segment; on an error no cache has changed.
-    fn admit(&mut self, batch: &Batch) -> Result<Vec<usize>, DeviceError> {
-        assert!(batch.rows() <= self.limits.rows_max, "a batch of more rows than the limit");
-        let mut slots = Vec::with_capacity(batch.segments.len());
-        for (index, segment) in batch.segments.iter().enumerate() {
-            let (base, count) = (segment.base as usize, segment.tokens.len());
-            assert!(count > 0, "{} has a segment without rows", segment.sequence);
-            assert!(segment.want.rows() <= count, "{} wants more than its rows", segment.sequence);
-            assert!(
-                base + count <= self.limits.positions_max,
-                "{} grows beyond its positions",
-                segment.sequence
-            );
-            assert!(
-                base <= self.cached(segment.sequence) as usize,
-                "{} begins beyond its cache",
-                segment.sequence
-            );
-            let slot = match self.slots.find(segment.sequence) {
-                Some(slot) => slot,
-                None => match self.slots.take(segment.sequence) {
-                    Some(Some(slot)) => slot,
-                    none => {
-                        for taken in &batch.segments[..index] {
-                            if self.cached(taken.sequence) == 0 {
-                                self.slots.release(taken.sequence);
-                            }
-                        }
-                        return Err(self.no_slot(none.is_none()));
-                    }
-                },
-            };
-            assert!(!slots.contains(&slot), "{} appears twice in a batch", segment.sequence);
-            slots.push(slot);
+    /// Takes a batch in: every sequence gets a slot that is cut to its base, and a cache. Returns the slots, taken out
+    /// of the pool for the run; on an error no cache has changed.
+    fn admit(&mut self, batch: &Batch) -> Result<Vec<CacheSlot>, DeviceError> {
+        let missing = batch.segments.iter().filter(|s| !self.has_slot(s.sequence)).count();
+        let room = missing + self.slots.iter().count() <= self.limits.sequences_max;
+        while room && self.spare.len() < missing {
+            let cache = Pages::zeroed(self.shape.len()).ok_or_else(|| {
+                let detail = format!("a cache of {} bytes", self.shape.len() * 2);
+                DeviceError::OutOfMemory { device: self.device.to_string(), detail }
+            })?;
+            self.spare.push(cache);
         }
+        self.slots.admit(batch, &self.device)?;
         self.rows.clear();
         self.chunks.clear();
         self.wanted.clear();
+        let mut slots = Vec::with_capacity(batch.segments.len());
         for (index, segment) in batch.segments.iter().enumerate() {
-            let tokens = &mut self.slots.get_mut(slots[index]).tokens;
-            tokens.truncate(segment.base as usize);
-            tokens.extend_from_slice(&segment.tokens);
+            let mut slot = std::mem::take(self.slots.of(segment.sequence));
+            if slot.cache.is_none() {
+                slot.cache = self.spare.pop();
+            }
+            slots.push(slot);
             self.note_rows(index, segment.base as usize, &segment.tokens, segment.want.rows());
         }
         Ok(slots)
+    }
+
+    fn has_slot(&self, sequence: SequenceId) -> bool {
+        self.slots.iter().any(|(taken, _)| taken == sequence)
     }
 
     fn note_rows(&mut self, segment: usize, base: usize, tokens: &[u32], wanted: usize) {
@@ -144,15 +140,6 @@ impl CpuExecutable {
         );
     }
 
-    fn no_slot(&self, all_taken: bool) -> DeviceError {
-        let detail = if all_taken {
-            format!("all {} cache slots are taken; release a sequence", self.limits.sequences_max)
-        } else {
-            format!("a cache of {} bytes", self.slots.shape.len() * 2)
-        };
-        DeviceError::OutOfMemory { device: self.device.to_string(), detail }
-    }
-
     fn read_input(&mut self, input: Option<Activations>) {
         match (input, self.program.input) {
             (None, None) => {}
@@ -170,7 +157,7 @@ impl CpuExecutable {
     }
 
     /// Runs the admitted rows; returns the picks.
-    fn forward(&mut self, batch: &Batch, slots: &[usize]) -> Vec<OnceLock<Pick>> {
+    fn forward(&mut self, batch: &Batch, slots: &mut [CacheSlot]) -> Vec<OnceLock<Pick>> {
         let picks: Vec<_> = self.wanted.iter().map(|_| OnceLock::new()).collect();
         let scratch: Vec<_> = self
             .scratch
@@ -182,27 +169,20 @@ impl CpuExecutable {
                 attended: s.attended.share(),
             })
             .collect();
-        let shape = self.slots.shape;
-        let mut caches: Vec<_> = self
-            .slots
-            .all_mut()
-            .iter_mut()
-            .map(|s| (s.cache.as_mut().map(|c| Shared::of(c)), s.tokens.as_slice()))
-            .collect();
         let lanes: Vec<_> = batch
             .segments
             .iter()
             .zip(slots)
-            .map(|(segment, &slot)| {
-                let (cache, history) = &mut caches[slot];
-                let cache = cache.take().expect("a taken slot has a cache");
-                Lane { cache, history, sampling: &segment.sampling }
+            .map(|(segment, slot)| Lane {
+                cache: slot.cache.as_mut().expect("an admitted slot has a cache").share(),
+                history: &slot.tokens,
+                sampling: &segment.sampling,
             })
             .collect();
         let forward = Forward {
             program: &self.program,
             kernels: self.kernels,
-            shape,
+            shape: self.shape,
             rows: &self.rows,
             chunks: &self.chunks,
             wanted: &self.wanted,
@@ -212,6 +192,7 @@ impl CpuExecutable {
             scratch: &scratch,
             logits: self.logits.share(),
             logits_stride: self.logits_stride,
+            samplers: &self.samplers,
             picks: &picks,
         };
         self.team.run(&|member| forward.run(member));
@@ -241,12 +222,15 @@ impl CpuExecutable {
 
 impl Executable for CpuExecutable {
     fn run(&mut self, batch: &Batch, input: Option<Activations>) -> Result<Output, DeviceError> {
-        let slots = self.admit(batch)?;
+        let mut slots = self.admit(batch)?;
         self.read_input(input);
         if self.program.output.is_some() {
             self.wanted.clear();
         }
-        let picks = self.forward(batch, &slots);
+        let picks = self.forward(batch, &mut slots);
+        for (segment, slot) in batch.segments.iter().zip(slots) {
+            *self.slots.of(segment.sequence) = slot;
+        }
         let Some((place, cols)) = self.program.output else {
             return Ok(Output::Picked(self.picked(batch, picks)));
         };
@@ -259,18 +243,22 @@ impl Executable for CpuExecutable {
     }
 
     fn cached(&self, sequence: SequenceId) -> u32 {
-        self.slots.find(sequence).map_or(0, |slot| self.slots.get(slot).tokens.len() as u32)
+        self.slots.cached(sequence)
     }
 
     fn release(&mut self, sequence: SequenceId) {
-        self.slots.release(sequence);
+        if self.has_slot(sequence) {
+            self.spare.extend(self.slots.of(sequence).cache.take());
+            self.slots.release(sequence);
+        }
     }
 
     fn memory(&self) -> MemoryUse {
         let scratch: u64 = self.scratch.iter().map(Scratch::bytes).sum();
+        let caches = self.slots.iter().filter_map(|(_, s)| s.cache.as_ref()).chain(&self.spare);
         MemoryUse {
             weights: self.program.store.bytes(),
-            caches: self.slots.bytes(),
+            caches: caches.map(Pages::bytes).sum(),
             scratch: scratch
                 + self.arena.bytes()
                 + self.logits.bytes()

@@ -4,22 +4,21 @@
 //! at most one member and read by no other. Steps share out tiles, rows or heads, each of which owns its own elements; a barrier
 //! follows every step, and every operand that a step's members made together. A member's scratch is its own.
 
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
+use super::cache::CacheShape;
 use super::compile::{NormWeight, Place, Program, Step};
 use super::kernels::lanes::{LANES, Line};
 use super::kernels::tile::{BLOCK, TILE};
 use super::kernels::{CachedHead, Kernels, Operand, QUERIES, Queries, ROWS};
 use super::memory::Shared;
 use super::pack::Projection;
-use super::pick::pick;
 use super::rope::rotate;
 use super::scratch::OperandView;
-use super::slots::CacheShape;
 use super::stored::decode_row;
 use super::team::Member;
 use crate::batch::Pick;
-use crate::sampling::Sampling;
+use crate::sampling::{self, Sampling};
 
 /// Up to this many rows, each member makes its own operand: cheaper than a barrier.
 pub(crate) const PRIVATE_ROWS: usize = 8;
@@ -73,6 +72,8 @@ pub(crate) struct Forward<'a> {
     /// `wanted x logits_stride`.
     pub(crate) logits: Shared<'a, f32>,
     pub(crate) logits_stride: usize,
+    /// One for each member.
+    pub(crate) samplers: &'a [Mutex<sampling::Scratch>],
     /// One for each wanted row.
     pub(crate) picks: &'a [OnceLock<Pick>],
 }
@@ -389,6 +390,8 @@ impl<'a> Forward<'a> {
     }
 
     fn pick(&self, member: &Member<'_>) {
+        let sampler = &self.samplers[member.index];
+        let mut scratch = sampler.lock().unwrap_or_else(PoisonError::into_inner);
         for index in (member.index..self.wanted.len()).step_by(member.members) {
             // SAFETY: the logits were written before the last barrier.
             let logits =
@@ -396,7 +399,8 @@ impl<'a> Forward<'a> {
             let row = self.rows[self.wanted[index]];
             let lane = &self.lanes[row.segment];
             let next = row.position + 1;
-            let pick = pick(logits, next as u32, &lane.history[..next], lane.sampling);
+            let history = &lane.history[..next];
+            let pick = sampling::pick(logits, next as u32, history, lane.sampling, &mut scratch);
             self.picks[index].set(pick).expect("a row is picked once");
         }
     }

@@ -126,11 +126,6 @@ unsafe impl<T: Plain> Send for Shared<'_, T> {}
 unsafe impl<T: Plain> Sync for Shared<'_, T> {}
 
 impl<'a, T> Shared<'a, T> {
-    /// A view of a slice.
-    pub(crate) fn of(slice: &'a mut [T]) -> Self {
-        Shared { data: slice.as_mut_ptr(), len: slice.len(), lifetime: PhantomData }
-    }
-
     /// Elements `start..start + len`.
     ///
     /// # Safety
@@ -176,8 +171,8 @@ mod tests {
     #[test]
     #[should_panic(expected = "outside its array")]
     fn parts_are_checked() {
-        let mut values = [0u8; 4];
+        let mut values = Pages::<u8>::zeroed(4).expect("memory for a test");
         // SAFETY: nobody else holds the array.
-        let _ = unsafe { Shared::of(&mut values).read(2, 3) };
+        let _ = unsafe { values.share().read(2, 3) };
     }
 }

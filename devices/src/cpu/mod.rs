@@ -4,17 +4,17 @@
 //! become steps between barriers. A forward is one parallel region. *Invariant:* a row's bits depend on its own
 //! sequence alone: not on the batch, the number of threads, the core or the instruction set.
 
+mod cache;
 mod compile;
 mod executable;
 mod forward;
 mod isa;
 mod kernels;
+pub mod measure;
 mod memory;
 mod pack;
-mod pick;
 mod rope;
 mod scratch;
-mod slots;
 mod stored;
 mod team;
 #[cfg(test)]
@@ -22,6 +22,7 @@ mod tests;
 
 use std::rc::Rc;
 
+use crate::conformance::{self, Tolerance};
 use crate::device::{Device, DeviceDescriptor, DeviceError, DeviceKind, Executable, SlotLimits};
 use crate::graph::{Subgraph, WeightFormat};
 use executable::CpuExecutable;
@@ -86,6 +87,14 @@ impl CpuDevice {
     /// at load.
     pub fn stored_format(format: WeightFormat) -> WeightFormat {
         stored::stored_format(format)
+    }
+
+    /// How near this unit comes to the reference: the cache holds 11 significant bits, and activations that meet quantised
+    /// weights have 8.
+    pub fn tolerance() -> Tolerance {
+        let of = |format| if stored::packing(format).is_quantised() { 0.15 } else { 5e-3 };
+        let formats = conformance::FORMATS;
+        Tolerance { formats: formats.map(|f| (f, of(stored::stored_format(f)))).to_vec() }
     }
 
     /// The instruction set in use.

@@ -6,6 +6,7 @@ use proptest::prelude::{Strategy, prop_assert_eq, proptest};
 
 use super::{CpuDevice, CpuOptions, Isa};
 use crate::batch::{Activations, Batch, Output, Picked, Segment, SequenceId, Want};
+use crate::conformance;
 use crate::device::{Device, DeviceError, Executable, SlotLimits};
 use crate::graph::{Graph, LlamaShape, Op, RopeStyle, Subgraph, WeightFormat, passes};
 use crate::{Sampling, synthetic};
@@ -149,8 +150,7 @@ fn relative_error(found: &[f32], expected: &[f32]) -> f64 {
     (error / expected.iter().map(|&x| square(x)).sum::<f64>()).sqrt()
 }
 
-/// Formats with the tolerance that this unit declares for each: activations of quantised weights have eight bits, the
-/// cache has f16.
+/// Formats of every kind of packing, with the relative error of whole logits that is allowed.
 const FORMATS: [(WeightFormat, f64); 8] = [
     (WeightFormat::F32, 2e-3),
     (WeightFormat::F16, 2e-3),
@@ -167,6 +167,15 @@ fn shape_for(format: WeightFormat) -> LlamaShape {
     match format.block_len() {
         256 => synthetic::shape([2, 256, 4, 2, 256, 96]),
         _ => synthetic::tiny(2),
+    }
+}
+
+#[test]
+fn the_unit_passes_the_suite_of_all_devices() {
+    let tolerance = CpuDevice::tolerance();
+    for threads in [1, 2] {
+        conformance::check(&mut device(None, threads), &tolerance)
+            .unwrap_or_else(|e| panic!("{e}"));
     }
 }
 
@@ -335,7 +344,7 @@ fn an_op_outside_the_patterns_is_named() {
 }
 
 #[test]
-#[should_panic(expected = "begins beyond its cache")]
+#[should_panic(expected = "lies beyond the 0 cached")]
 fn a_base_beyond_the_cache_is_a_broken_contract() {
     let model = synthetic::llama(&synthetic::tiny(1), WeightFormat::F32, 23);
     logits(&mut *prepared(&model, None, 1), vec![segment(1, 3, &[1])]);
