@@ -12,6 +12,7 @@ use outrider_devices::SequenceId;
 use outrider_observability::{DiscardReason, RequestMetrics, SpeculationMetrics};
 use outrider_pipeline::scheduler::{Action, Event, Scheduler, Ticket};
 use outrider_plans::{ModelRole, UnitId};
+use tokio::sync::oneshot;
 use tracing::{debug, info, warn};
 
 use crate::ledger::Ledger;
@@ -37,10 +38,14 @@ pub struct Coordinator {
 impl Coordinator {
     /// A coordinator that waits for its first routes.
     pub fn new(
-        scheduler: Scheduler,
+        mut scheduler: Scheduler,
         requests: RequestMetrics,
         speculation: SpeculationMetrics,
     ) -> Self {
+        for role in [ModelRole::Target, ModelRole::Draft] {
+            let actions = scheduler.step(Event::Pause { role });
+            assert!(actions.is_empty(), "a scheduler without sequences has nothing to do");
+        }
         Self {
             scheduler,
             ledger: Ledger::new(requests),
@@ -172,7 +177,8 @@ impl Handler<Generate> for Coordinator {
         let sequence = SequenceId(self.sequences);
         admission.sequence = sequence;
         let reader = events.clone();
-        self.ledger.open(sequence, events, Instant::now());
+        let (open, closed) = oneshot::channel();
+        self.ledger.open(sequence, events, open, Instant::now());
         if let Some(refusal) = self.step(Event::Admit(admission)) {
             return Err(refusal);
         }
@@ -180,8 +186,13 @@ impl Handler<Generate> for Coordinator {
         let address = context.address();
         context.spawn(
             async move {
-                reader.closed().await;
-                let _ = address.send(Cancel { sequence }).await;
+                tokio::select! {
+                    () = reader.closed() => {
+                        // A coordinator that has ended has nothing to cancel.
+                        let _ = address.send(Cancel { sequence }).await;
+                    }
+                    _ = closed => {}
+                }
             }
             .into_actor(self),
         );
@@ -216,8 +227,9 @@ impl Handler<RoundDone> for Coordinator {
             Err(error) => {
                 warn!(%error, %role, "a round failed");
                 self.step(Event::Failed { role, ticket });
-                if error.remedy() == Remedy::Replan {
-                    self.give_up(role, &error.to_string());
+                if error.remedy() == Remedy::Replan && role == ModelRole::Target {
+                    self.give_up(&error.to_string());
+                    self.step(Event::Resume { role });
                 }
                 return;
             }
@@ -244,7 +256,7 @@ impl Handler<UnitLost> for Coordinator {
             self.lost.insert(unit.clone(), Loss { reason: reason.clone(), rebuilding });
         }
         if target && !rebuilding {
-            self.give_up(ModelRole::Target, &format!("unit {unit} is gone: {reason}"));
+            self.give_up(&format!("unit {unit} is gone: {reason}"));
         }
     }
 }
@@ -262,12 +274,10 @@ impl Coordinator {
         }
     }
 
-    /// This model will not run again under this plan. Without its draft, decoding goes on; without its target it ends.
-    fn give_up(&mut self, role: ModelRole, reason: &str) {
-        if role == ModelRole::Target {
-            for sequence in self.ledger.open_sequences() {
-                self.step(Event::Abort { sequence, reason: reason.to_owned() });
-            }
+    /// The target cannot finish what is open. (Without its draft, decoding goes on.)
+    fn give_up(&mut self, reason: &str) {
+        for sequence in self.ledger.open_sequences() {
+            self.step(Event::Abort { sequence, reason: reason.to_owned() });
         }
     }
 }

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use actix::prelude::{Actor, Addr, Arbiter};
 use outrider_devices::{SequenceId, SlotLimits};
@@ -20,7 +20,7 @@ use outrider_pipeline::{
     Conversation, Detokenizer, DraftPolicy, GenerationPrompt, Message, SpecialTokens,
     TemplateError, Tokenizer, TokenizerError,
 };
-use outrider_plans::{CacheLimits, Mode, ModelRole, PartitionPlan, PlanContext, StageId};
+use outrider_plans::{CacheLimits, Mode, ModelRole, PartitionPlan, PlanContext, StageId, UnitId};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::coordinator::Coordinator;
@@ -30,6 +30,7 @@ use crate::meter::FleetMeter;
 use crate::pair::Pair;
 use crate::request::{Refusal, RequestEvent};
 use crate::supervisor::{Blueprint, RestartPolicy, StageSource, Supervisor};
+use crate::unit::DeviceFactory;
 
 /// Most rows of one batch: a prefill chunk with the decode rows of the other sequences beside it.
 const ROWS_MAX: usize = 128;
@@ -116,17 +117,58 @@ struct Shared {
     started_at_s: u64,
 }
 
-impl Engine {
-    /// Starts all actors and installs every stage. Runs inside an actix system.
-    pub async fn start(
+/// Everything that an engine is made of.
+pub struct EngineOptions {
+    /// The models.
+    pub pair: Pair,
+    /// What runs where, checked against these models.
+    pub plan: PartitionPlan,
+    /// Bounds.
+    pub limits: EngineLimits,
+    /// What everything reports to.
+    pub registry: Arc<Registry>,
+    /// Makes the device of each unit of the plan.
+    pub factories: BTreeMap<UnitId, DeviceFactory>,
+    /// When a unit that is lost again and again is given up.
+    pub restart: RestartPolicy,
+}
+
+impl EngineOptions {
+    /// The devices that the plan names, on this machine.
+    pub fn new(
         pair: Pair,
         plan: PartitionPlan,
         limits: EngineLimits,
         registry: Arc<Registry>,
-    ) -> Result<Self, EngineError> {
-        let context = limits.context_of(&pair);
+    ) -> Self {
+        let factories = fleet::factories(&plan);
+        Self { pair, plan, limits, registry, factories, restart: RestartPolicy::default() }
+    }
+}
+
+impl Engine {
+    /// Starts all actors and installs every stage. Runs inside an actix system.
+    pub async fn start(options: EngineOptions) -> Result<Self, EngineError> {
+        let context = options.limits.context_of(&options.pair);
+        let EngineOptions { pair, plan, limits, registry, factories, restart } = options;
         let scheduler = scheduler(&pair, &plan, limits, context);
-        let blueprint = blueprint(&pair, &plan, limits, context, &registry);
+        let slots = SlotLimits {
+            sequences_max: limits.parallel,
+            positions_max: context,
+            rows_max: ROWS_MAX,
+        };
+        let stages: StageSource = {
+            let pair = pair.clone();
+            Arc::new(move |stage: StageId| pair.subgraph(stage))
+        };
+        let blueprint = Blueprint {
+            plan: plan.clone(),
+            factories,
+            stages,
+            limits: BTreeMap::from([(ModelRole::Target, slots), (ModelRole::Draft, slots)]),
+            meter: FleetMeter::new(&plan, Arc::clone(&registry)),
+            restart,
+        };
         let metrics = (registry.requests.clone(), registry.speculation.clone());
         let arbiter = Arbiter::new();
         let (started, outcome) = oneshot::channel();
@@ -318,28 +360,5 @@ fn policy(plan: &PartitionPlan) -> DraftPolicy {
                 DraftPolicy::lookup(draft_tokens, ngrams)
             }
         }
-    }
-}
-
-fn blueprint(
-    pair: &Pair,
-    plan: &PartitionPlan,
-    limits: EngineLimits,
-    context: usize,
-    registry: &Arc<Registry>,
-) -> Blueprint {
-    let slots =
-        SlotLimits { sequences_max: limits.parallel, positions_max: context, rows_max: ROWS_MAX };
-    let stages: StageSource = {
-        let pair = pair.clone();
-        Arc::new(move |stage: StageId| pair.subgraph(stage))
-    };
-    Blueprint {
-        plan: plan.clone(),
-        factories: fleet::factories(plan),
-        stages,
-        limits: BTreeMap::from([(ModelRole::Target, slots), (ModelRole::Draft, slots)]),
-        meter: FleetMeter::new(plan, Arc::clone(registry)),
-        restart: RestartPolicy { backoff: Duration::from_millis(50), ..RestartPolicy::default() },
     }
 }

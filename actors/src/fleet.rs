@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use outrider_devices::Device;
+use outrider_devices::cpu::{CpuDevice, CpuOptions};
 use outrider_devices::discovery;
 use outrider_devices::reference::ReferenceDevice;
 use outrider_devices::sim::{RealDelay, SimDevice, SimOptions};
@@ -47,7 +48,11 @@ pub fn factories(plan: &PartitionPlan) -> BTreeMap<UnitId, DeviceFactory> {
 
 fn factory(spec: &UnitSpec) -> DeviceFactory {
     match spec.clone() {
-        UnitSpec::Cpu { .. } | UnitSpec::Gpu { .. } | UnitSpec::Reference => {
+        UnitSpec::Cpu { cores } => Arc::new(move || {
+            let options = CpuOptions { cores: cores.clone(), ..CpuOptions::default() };
+            Ok(Box::new(CpuDevice::new(options)?) as Box<dyn Device>)
+        }),
+        UnitSpec::Gpu { .. } | UnitSpec::Reference => {
             Arc::new(|| Ok(Box::new(ReferenceDevice) as Box<dyn Device>))
         }
         UnitSpec::Sim => Arc::new(|| {

@@ -8,12 +8,14 @@ use std::time::{Duration, Instant};
 use outrider_devices::SequenceId;
 use outrider_observability::{FailureReason, FinishedReason, RequestMetrics};
 use outrider_pipeline::scheduler::{EmittedToken, FinishReason, Statistics};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::request::{RequestEvent, Timings};
 
 struct Entry {
     events: mpsc::Sender<RequestEvent>,
+    /// Dropped when the request ends: nobody needs to watch its reader any more.
+    _open: oneshot::Sender<()>,
     arrived: Instant,
     started: Option<Instant>,
     first_token: Option<Instant>,
@@ -36,10 +38,17 @@ impl Ledger {
         &mut self,
         sequence: SequenceId,
         events: mpsc::Sender<RequestEvent>,
+        open: oneshot::Sender<()>,
         now: Instant,
     ) {
-        let entry =
-            Entry { events, arrived: now, started: None, first_token: None, last_token: None };
+        let entry = Entry {
+            events,
+            _open: open,
+            arrived: now,
+            started: None,
+            first_token: None,
+            last_token: None,
+        };
         self.entries.insert(sequence, entry);
     }
 

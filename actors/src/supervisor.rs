@@ -117,7 +117,7 @@ impl Supervisor {
         Ok(address)
     }
 
-    /// Tells the coordinator where to send rounds, once every unit runs.
+    /// Tells the coordinator where to send rounds, once every unit of the target runs.
     fn publish(&self, rebuilt: Vec<ModelRole>) {
         let chain = |role| -> Vec<Hop> {
             let stages = self.blueprint.plan.chain(role);
@@ -133,8 +133,13 @@ impl Supervisor {
             };
             stages.iter().filter_map(hop).collect()
         };
-        let (target, draft) = (chain(ModelRole::Target), chain(ModelRole::Draft));
-        if target.len() + draft.len() == self.blueprint.plan.stages.len() {
+        let whole = |role, chain: &Vec<Hop>| chain.len() == self.blueprint.plan.chain(role).len();
+        let (target, mut draft) = (chain(ModelRole::Target), chain(ModelRole::Draft));
+        // Without one of its units a model cannot run; without the draft, decoding goes on.
+        if !whole(ModelRole::Draft, &draft) {
+            draft.clear();
+        }
+        if whole(ModelRole::Target, &target) {
             self.routes.do_send(RoutesReady { target, draft, rebuilt });
         }
     }
@@ -191,6 +196,7 @@ impl Handler<UnitDown> for Supervisor {
         self.blueprint.meter.lost(&unit);
         self.losses.do_send(UnitLost { unit: unit.clone(), reason: reason.clone(), rebuilding });
         if !rebuilding {
+            self.units.remove(&unit);
             error!(%unit, reason, deaths, "unit given up");
             return;
         }

@@ -1,7 +1,7 @@
 //! Whether two models can be a pair: a drafted token id must mean the same to the target.
 
 use crate::model::Model;
-use crate::tokenizer::Vocabulary;
+use crate::tokenizer::{Tokenizer, Vocabulary};
 
 /// Why two models are not a pair.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -58,50 +58,54 @@ fn spelt(token: &Option<String>) -> String {
 /// # Errors
 /// The first difference.
 pub fn check_pair(target: &Model, draft: &Model) -> Result<(), PairError> {
+    let (target_name, draft_name) = (target.name().to_owned(), draft.name().to_owned());
     let (ours, theirs) = (target.tokenizer().vocabulary(), draft.tokenizer().vocabulary());
-    let names = || (target.name().to_owned(), draft.name().to_owned());
-    for id in (0u32..).take(ours.len().max(theirs.len())) {
-        let of = |tokens: &'_ Vocabulary| tokens.tokens().get(id as usize).map(|t| t.text.clone());
-        let (target_token, draft_token) = (of(ours), of(theirs));
-        if target_token != draft_token {
-            let (target, draft) = names();
-            let (target_tokens, draft_tokens) = (ours.len(), theirs.len());
-            return Err(PairError::Token {
-                target,
-                draft,
-                id,
-                target_token,
-                draft_token,
-                target_tokens,
-                draft_tokens,
-            });
-        }
+    let (target_tokens, draft_tokens) = (ours.len(), theirs.len());
+    let spelling = |of: &Vocabulary, id: u32| of.tokens().get(id as usize).map(|t| t.text.clone());
+    let mut all = (0u32..).take(target_tokens.max(draft_tokens));
+    if let Some(id) = all.find(|&id| {
+        ours.tokens().get(id as usize).map(|t| &t.text)
+            != theirs.tokens().get(id as usize).map(|t| &t.text)
+    }) {
+        return Err(PairError::Token {
+            target: target_name,
+            draft: draft_name,
+            id,
+            target_token: spelling(ours, id),
+            draft_token: spelling(theirs, id),
+            target_tokens,
+            draft_tokens,
+        });
     }
-    let differing =
-        (0u32..).zip(ours.tokens()).zip(theirs.tokens()).find(|((_, a), b)| a.kind != b.kind);
-    let purpose = differing.map(|((id, a), b)| {
+    match purposes(target, draft).into_iter().find(|(_, a, b)| a != b) {
+        None => Ok(()),
+        Some((what, target_value, draft_value)) => Err(PairError::Special {
+            target: target_name,
+            draft: draft_name,
+            what,
+            target_value,
+            draft_value,
+        }),
+    }
+}
+
+/// What has to be equal besides the spellings: its name, and its value in the target and in the draft.
+fn purposes(target: &Model, draft: &Model) -> Vec<(String, String, String)> {
+    let (ours, theirs) = (target.tokenizer(), draft.tokenizer());
+    let tokens = ours.vocabulary().tokens().iter().zip(theirs.vocabulary().tokens());
+    let kinds = (0u32..).zip(tokens).find(|(_, (a, b))| a.kind != b.kind).map(|(id, (a, b))| {
         let what = format!("the kind of token {id} ({:?})", a.text);
         (what, format!("{:?}", a.kind), format!("{:?}", b.kind))
     });
-    let (a, b) = (target.config(), draft.config());
-    let special = [
-        ("the way of spelling text", format!("{}", ours.kind()), format!("{}", theirs.kind())),
-        ("the token that begins a text", id(target.tokenizer().bos()), id(draft.tokenizer().bos())),
-        (
-            "the set of tokens that end a text",
-            format!("{:?}", target.tokenizer().eos_ids()),
-            format!("{:?}", draft.tokenizer().eos_ids()),
-        ),
-        ("the number of logits", a.shape.vocabulary.to_string(), b.shape.vocabulary.to_string()),
+    let rows = |model: &Model| model.config().shape.vocabulary.to_string();
+    let ends = |tokenizer: &Tokenizer| format!("{:?}", tokenizer.eos_ids());
+    let rest = [
+        ("the way of spelling text", ours.kind().to_string(), theirs.kind().to_string()),
+        ("the token that begins a text", id(ours.bos()), id(theirs.bos())),
+        ("the set of tokens that end a text", ends(ours), ends(theirs)),
+        ("the number of logits", rows(target), rows(draft)),
     ];
-    let special = special.into_iter().map(|(what, a, b)| (what.to_owned(), a, b));
-    match purpose.into_iter().chain(special).find(|(_, a, b)| a != b) {
-        None => Ok(()),
-        Some((what, target_value, draft_value)) => {
-            let (target, draft) = names();
-            Err(PairError::Special { target, draft, what, target_value, draft_value })
-        }
-    }
+    kinds.into_iter().chain(rest.map(|(what, a, b)| (what.to_owned(), a, b))).collect()
 }
 
 fn id(id: Option<u32>) -> String {

@@ -189,35 +189,40 @@ a round: 14.500 us for 1.750 tokens
 }
 
 proptest! {
-    /// In `overlap` a later pass must be able to take more drafts than the first one waited for: else it yields less than
-    /// the first, and a longer run of right drafts means more of the worse passes. A slower draft is compared where rows
-    /// are free: where they are not, it makes passes smaller, and bad drafts waste less of them.
     #[test]
-    fn better_drafts_and_faster_units_never_slow_a_plan_down(
-        target in 1000..5000u64, draft in 100..1200u64, row in 0..200u64, more in 1..500u64,
-        a in 0.05..0.95f64, better in 0.001..0.04f64, g in 2..=8u32, wait in 0..=1u32,
+    fn better_drafts_and_faster_units_never_slow_sequential_down(
+        target in 1000..5000u64, draft in 100..3000u64, row in 0..300u64, more in 1..500u64,
+        a in 0.0..0.95f64, better in 0.001..0.04f64, g in 1..=15u32,
     ) {
-        let modes = [
-            ("sequential-all-cores", Mode::Sequential { draft_tokens: g }),
-            ("overlap-two-cores", Mode::Overlap { draft_tokens: g + wait, wait }),
-        ];
+        let plan = plan("sequential-all-cores", Mode::Sequential { draft_tokens: g });
+        let speed = |times, a| forecast(&plan, times, a).microtokens_per_second as f64;
         let times = Times { target, draft, row };
-        let free_rows = Times { row: 0, ..times };
-        for (name, mode) in modes {
-            let plan = plan(name, mode);
-            let speed = |times, a| forecast(&plan, times, a).microtokens_per_second as f64;
-            let now = speed(times, a) * (1.0 - 1e-9);
-            prop_assert!(speed(times, a + better) >= now, "{name} with better drafts");
-            prop_assert!(now <= speed(times, a));
-            let slower = [
-                (times, Times { target: target + more, ..times }),
-                (times, Times { row: row + more, ..times }),
-                (free_rows, Times { draft: draft + more, ..free_rows }),
-            ];
-            for (i, (fast, slow)) in slower.into_iter().enumerate() {
-                prop_assert!(speed(slow, a) * (1.0 - 1e-9) <= speed(fast, a), "{name}, {i}");
-            }
-        }
+        prop_assert!(speed(times, a) <= speed(times, a + better));
+        let slower_target = Times { target: target + more, ..times };
+        prop_assert!(speed(slower_target, a) <= speed(times, a));
+        let slower_draft = Times { draft: draft + more, ..times };
+        prop_assert!(speed(slower_draft, a) <= speed(times, a));
+        let dearer_rows = Times { row: row + more, ..times };
+        prop_assert!(speed(dearer_rows, a) <= speed(times, a));
+    }
+
+    /// Not in every case, for good reasons. A later pass must be able to take more drafts than the first one waited for:
+    /// else it yields less than the first, and longer runs of right drafts mean more of the worse passes. And where rows
+    /// cost time, a slower draft makes passes smaller, of which bad drafts waste less.
+    #[test]
+    fn better_drafts_and_faster_units_never_slow_overlap_down_where_rows_are_free(
+        target in 1000..5000u64, draft in 100..1200u64, more in 1..500u64,
+        a in 0.0..0.95f64, better in 0.001..0.04f64, g in 2..=8u32, wait in 0..=1u32,
+    ) {
+        let plan = plan("overlap-two-cores", Mode::Overlap { draft_tokens: g + wait, wait });
+        let speed = |times, a| forecast(&plan, times, a).microtokens_per_second as f64;
+        let times = Times { target, draft, row: 0 };
+        let slack = 1.0 - 1e-9;
+        prop_assert!(speed(times, a) * slack <= speed(times, a + better));
+        let slower_target = Times { target: target + more, ..times };
+        prop_assert!(speed(slower_target, a) * slack <= speed(times, a));
+        let slower_draft = Times { draft: draft + more, ..times };
+        prop_assert!(speed(slower_draft, a) * slack <= speed(times, a));
     }
 
     #[test]

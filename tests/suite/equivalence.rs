@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, OnceLock};
 
-use outrider::engine::{Engine, EngineLimits};
+use outrider::engine::{Engine, EngineLimits, EngineOptions};
 use outrider::pair::Pair;
 use outrider::request::RequestEvent;
 use outrider_devices::Sampling;
@@ -71,7 +71,8 @@ pub(crate) async fn tokens(engine: &Engine, text: &str, sampling: &Sampling) -> 
 
 /// Every text of a plan: greedy, and sampled with two seeds; all at once, so that they share batches.
 async fn texts(plan: PartitionPlan) -> Vec<Vec<u32>> {
-    let engine = Engine::start(pair(), plan, EngineLimits::default(), registry()).await.unwrap();
+    let options = EngineOptions::new(pair(), plan, EngineLimits::default(), registry());
+    let engine = Engine::start(options).await.unwrap();
     let kinds = [Sampling::default(), sampled(1), sampled(2)];
     let asked = kinds
         .iter()

@@ -4,7 +4,10 @@
 
 mod clients;
 mod command_line;
+mod conformance;
 mod equivalence;
+mod peers;
 mod process;
 mod service;
+mod supervision;
 mod tidy;

@@ -24,7 +24,7 @@ fn a_chat_is_answered_whole_and_streamed_with_the_same_text() {
     let choice = &whole["choices"][0];
     assert_eq!(choice["finish_reason"], "stop");
     let text = choice["message"]["content"].as_str().unwrap();
-    assert!(text.contains("Ladegerät"), "{text}");
+    assert!(text.contains("Batterie"), "{text}");
     assert!(whole["usage"]["completion_tokens"].as_u64().unwrap() > 3);
     assert!(whole["timings"]["draft_n_accepted"].as_u64().unwrap() > 0);
 

@@ -20,7 +20,7 @@ pub(super) struct GenerateArguments {
     #[command(flatten)]
     selection: Selection,
     /// 0 is greedy.
-    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    #[arg(long, value_name = "T", default_value_t = 0.0, allow_negative_numbers = true)]
     temperature: f32,
     /// Keep the K likeliest tokens; 0 keeps all.
     #[arg(long, value_name = "K", default_value_t = 0)]

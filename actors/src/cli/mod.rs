@@ -10,9 +10,12 @@ mod plan;
 mod select;
 mod serve;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+
+use tracing_subscriber::EnvFilter;
 
 pub use select::Selection;
 
@@ -52,6 +55,8 @@ const FAILED: u8 = 1;
 #[expect(clippy::print_stderr, reason = "the command line's own output")]
 pub fn run() -> ExitCode {
     let arguments = Arguments::parse();
+    let serving = matches!(arguments.command, None | Some(Command::Serve(_)));
+    start_log(if serving { "info" } else { "warn" });
     let done = match arguments.command {
         None => serve::run(arguments.serve),
         Some(Command::Serve(arguments)) => serve::run(arguments),
@@ -68,6 +73,16 @@ pub fn run() -> ExitCode {
             ExitCode::from(FAILED)
         }
     }
+}
+
+/// Logs to stderr; `OUTRIDER_LOG` holds the filter, such as `debug` or `outrider=debug`.
+fn start_log(level: &str) {
+    let filter = EnvFilter::try_from_env("OUTRIDER_LOG").unwrap_or_else(|_| EnvFilter::new(level));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
 }
 
 /// Runs a future inside an actix system.

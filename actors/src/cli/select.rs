@@ -12,7 +12,7 @@ use outrider_plans::{
 };
 
 use super::CliError;
-use crate::engine::{Engine, EngineLimits};
+use crate::engine::{Engine, EngineLimits, EngineOptions};
 use crate::pair::Pair;
 
 /// Which models to run, and how.
@@ -76,7 +76,7 @@ impl Selection {
         let pair = self.pair()?;
         let plan = self.plan(&pair)?;
         let registry = Arc::new(Registry::new(build_info()));
-        Ok(Engine::start(pair, plan, self.limits(), registry).await?)
+        Ok(Engine::start(EngineOptions::new(pair, plan, self.limits(), registry)).await?)
     }
 
     /// The plan to run, checked against this machine and these models.
@@ -84,7 +84,10 @@ impl Selection {
         let context = self.limits().plan_context(pair);
         let plan = match &self.plan {
             Some(name) => named_plan(name, &context)?,
-            None => default_plan(&context)?,
+            None => match self.mode {
+                Some(kind) => default_plan_in(kind, &context)?,
+                None => default_plan(&context)?,
+            },
         };
         let plan = match self.mode {
             Some(kind) if kind != plan.mode.kind() => plan_in_mode(&plan, kind, &context)?,
@@ -125,7 +128,10 @@ fn plan_in_mode(
     let mode: Mode = kind.with_defaults();
     match plan.with_mode(mode) {
         // Overlap needs draft and target on units of their own.
-        Ok(plan) if kind != ModeKind::Overlap || plan.units.len() > 1 => Ok(plan),
+        Ok(mut plan) if kind != ModeKind::Overlap || plan.units.len() > 1 => {
+            plan.name = format!("{}-as-{kind}", plan.name);
+            Ok(plan)
+        }
         _ => Ok(default_plan_in(kind, context)?),
     }
 }

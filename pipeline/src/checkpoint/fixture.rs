@@ -1,5 +1,7 @@
 //! Small models written byte by byte for the tests of the readers, so that each field can be made wrong.
 
+#![expect(clippy::unwrap_used, reason = "tests")]
+
 use std::fs;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -29,8 +29,8 @@ pub(crate) fn read(source: Source) -> Result<(Metadata, Tensors), CheckpointErro
     let content = Content::read(&mut Cursor::new(&source.as_slice()[..walked.header_len]))
         .map_err(|e| CheckpointError::malformed(&file, e.to_string()))?;
     let mut infos: Vec<_> = content.tensor_infos.into_iter().collect();
-    // By name, so that the same file always gives the same message.
-    infos.sort_by(|a, b| a.0.cmp(&b.0));
+    // The furthest first, so that a truncated file is told the length that it should have.
+    infos.sort_by(|a, b| (b.1.offset, &b.0).cmp(&(a.1.offset, &a.0)));
     let mut tensors = Tensors::new(file.clone());
     tensors.files.push(source);
     for (name, info) in &infos {

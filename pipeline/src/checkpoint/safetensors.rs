@@ -79,8 +79,9 @@ fn add_file(
     let name = source.name.clone();
     let file = tensors.files.len();
     tensors.files.push(source);
-    let infos: BTreeMap<_, _> = metadata.tensors().into_iter().collect();
-    for (tensor, info) in infos.iter().filter(|(tensor, _)| wanted(tensor)) {
+    // The furthest first, so that a truncated file is told the length that it should have.
+    for tensor in metadata.offset_keys().iter().rev().filter(|tensor| wanted(tensor)) {
+        let Some(info) = metadata.info(tensor) else { continue };
         let format = match info.dtype {
             Dtype::F32 => WeightFormat::F32,
             Dtype::F16 => WeightFormat::F16,

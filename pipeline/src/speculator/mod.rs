@@ -36,6 +36,8 @@
 //! - Only the last token of the tail may be a stop token, and the tail leaves room for the target's own next token.
 
 mod cache;
+mod judgement;
+mod pace;
 mod work;
 
 use std::sync::Arc;
@@ -43,7 +45,7 @@ use std::sync::Arc;
 use outrider_devices::Pick;
 use outrider_plans::ModelRole;
 
-use crate::draft_policy::{DecodingMode, DraftPolicy};
+use crate::draft_policy::DraftPolicy;
 use crate::lookup;
 use cache::Cache;
 pub use work::{Confirmed, DraftCounts, DraftWork, End, Need, Verdict, VerifyWork};
@@ -277,95 +279,6 @@ impl Speculator {
         self.counts
     }
 
-    /// Compares the target's picks with the tail and confirms what the target says.
-    fn judge(&mut self, picks: Vec<Pick>) -> Verdict {
-        let tail = self.tail();
-        let pass = picks.len() - 1;
-        let agreed = tail[..pass].iter().zip(&picks).take_while(|(t, p)| **t == p.token).count();
-        let own = picks[agreed].token;
-        // The draft that the target's own token judges: the first wrong one, or the one checked for free.
-        let judged = tail.get(agreed).copied();
-        let guessed = judged == Some(own);
-        let offered = pass.max(agreed + usize::from(judged.is_some()));
-        if guessed {
-            self.target.cut((self.confirmed + agreed) as u32);
-        } else {
-            self.counts.discarded += (tail.len() - offered) as u32;
-            self.replace_tail_from(agreed, own, judged.is_some());
-        }
-        let last_drafted = agreed + usize::from(guessed);
-        let tokens: Vec<Confirmed> = picks
-            .into_iter()
-            .take(agreed + 1)
-            .enumerate()
-            .map(|(i, pick)| Confirmed { pick, drafted: i < last_drafted })
-            .collect();
-        self.confirmed += tokens.len();
-        let end = self.end_of(&tokens);
-        Verdict { tokens, offered: offered as u32, accepted: last_drafted as u32, end }
-    }
-
-    /// The text goes on with `own` after `agreed` tokens of the tail. If that contradicts a draft, the draft model is on
-    /// a wrong path; else it has only not come this far.
-    fn replace_tail_from(&mut self, agreed: usize, own: u32, contradicts: bool) {
-        let len = self.confirmed + agreed;
-        self.text.truncate(len);
-        self.text.push(own);
-        self.target.cut(len as u32);
-        if contradicts {
-            self.draft.cut(len as u32);
-            self.epoch += 1;
-        }
-    }
-
-    fn end_of(&self, tokens: &[Confirmed]) -> Option<End> {
-        let last = tokens.last().map(|c| c.pick.token)?;
-        if self.stop_tokens.contains(&last) {
-            Some(End::Stop)
-        } else if self.confirmed == self.length_max as usize {
-            Some(End::Length)
-        } else {
-            None
-        }
-    }
-
-    /// How much of the tail goes into the next pass. A stop token at its end needs no row of its own: the pick before
-    /// it judges it.
-    fn tail_to_offer(&self, rows: usize) -> usize {
-        let offered = self.tail().len().min(rows).min(self.policy.depth as usize);
-        match self.tail()[..offered].last() {
-            Some(last) if self.stop_tokens.contains(last) => offered - 1,
-            _ => offered,
-        }
-    }
-
-    /// How many tokens the draft should add now; 0 if it should rest.
-    fn drafts_wanted(&self) -> u32 {
-        if self.finished || !self.policy.uses_draft() || self.tail_is_complete() {
-            return 0;
-        }
-        let caught_up = self.target.len() as usize + 1 == self.confirmed;
-        let target_rests = self.target.job().is_none() && caught_up;
-        if self.policy.mode == DecodingMode::Sequential && (self.closed || !target_rests) {
-            return 0;
-        }
-        let ahead = self.policy.tail_max(self.checking()).saturating_sub(self.tail().len() as u32);
-        let room = self.room().min(self.draft_length_max.saturating_sub(self.text.len() as u32));
-        ahead.min(self.policy.chunk()).min(room)
-    }
-
-    /// Whether a pass of the target is worth delaying, because drafts that it could check are on their way.
-    fn waits_for_draft(&self) -> bool {
-        let sequential = self.policy.mode == DecodingMode::Sequential;
-        let drafting = self.draft.job().filter(|job| job.epoch == self.epoch);
-        if sequential && drafting.is_some() {
-            return true;
-        }
-        let wait = if sequential || self.dry { self.policy.wait() } else { 0 };
-        let coming = drafting.map_or(self.drafts_wanted(), |job| job.wanted);
-        !self.closed && self.tail().len() < wait as usize && coming > 0
-    }
-
     /// Drafts the continuation that earlier text suggests, unless the draft model is at work on one.
     fn look_up(&mut self) {
         let drafting = self.draft.job().is_some_and(|job| job.epoch == self.epoch);
@@ -402,21 +315,6 @@ impl Speculator {
         self.text.truncate(self.confirmed + kept);
         self.draft.cut(self.text.len() as u32);
         self.epoch += 1;
-    }
-
-    /// The tail ends in a stop token: nothing can follow.
-    fn tail_is_complete(&self) -> bool {
-        self.tail().last().is_some_and(|last| self.stop_tokens.contains(last))
-    }
-
-    /// How many of the tail's tokens the running pass checks; none if no pass is picking tokens.
-    fn checking(&self) -> Option<u32> {
-        self.target.job().and_then(|job| job.wanted.checked_sub(1))
-    }
-
-    /// Tokens that may still be drafted: the last one of a text is always the target's own.
-    fn room(&self) -> u32 {
-        self.length_max - 1 - (self.text.len() as u32).min(self.length_max - 1)
     }
 
     fn rows(&self, base: u32, end: u32) -> Vec<u32> {

@@ -71,7 +71,7 @@ fn variables_of_a_request_do_not_replace_its_own() {
         Conversation { messages: &messages, generation_prompt, now: None, variables: &variables };
     let template =
         ChatTemplate::new("{{ bos_token }}{{ add_generation_prompt }}", "<s>", "").unwrap();
-    assert_eq!(template.render(&conversation).unwrap(), "<s>false");
+    assert_eq!(template.render(&conversation).unwrap(), "<s>False");
 }
 
 #[test]
@@ -79,7 +79,7 @@ fn json_is_written_as_python_writes_it() {
     let messages = [turn("user", "ä<b>")];
     assert_eq!(
         render("{{ messages[0] | tojson }}", &messages).unwrap(),
-        r#"{"content": "ä<b>", "role": "user"}"#
+        r#"{"role": "user", "content": "ä<b>"}"#
     );
     assert_eq!(
         render("{{ [1, 2.5, none] | tojson(indent=2) }}", &messages).unwrap(),

@@ -68,7 +68,7 @@ fn pieces_merge_by_score_and_fall_back_to_bytes() {
     assert_eq!(spelt(&tokenizer, "the  ten"), ["\u{2581}the", "\u{2581}", "\u{2581}t", "e", "n"]);
     assert_eq!(spelt(&tokenizer, "é"), ["\u{2581}", "<0xC3>", "<0xA9>"]);
     assert_eq!(spelt(&tokenizer, "</s>then"), ["</s>", "\u{2581}then"]);
-    assert_eq!(tokenizer.encode("", SpecialTokens::Plain).unwrap(), []);
+    assert!(tokenizer.encode("", SpecialTokens::Plain).unwrap().is_empty());
     let plain = tokenizer.encode("</s>", SpecialTokens::Plain).unwrap();
     assert!(!plain.contains(&2) && plain.len() > 3, "{plain:?}");
 }

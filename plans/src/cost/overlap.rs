@@ -5,7 +5,9 @@
 //! it has `n` rows. *Invariant:* a pass is never shorter than the work of any unit for it, nor than the memory bus allows.
 
 use super::acceptance::Acceptance;
-use super::forecast::{Chain, CostModel, Part, Round};
+use super::chain::{Chain, Part};
+use super::forecast::CostModel;
+use super::round::Round;
 use crate::plan::PartitionPlan;
 
 /// Who takes part.

@@ -17,7 +17,7 @@ use outrider_plans::{Mode, ModeKind, PartitionPlan, default_plan_in};
 
 use super::select::{build_info, named_plan};
 use super::{CliError, Selection, in_system, print_json};
-use crate::engine::Engine;
+use crate::engine::{Engine, EngineOptions};
 use crate::pair::Pair;
 use crate::request::RequestEvent;
 use report::{Measured, Report};
@@ -90,7 +90,8 @@ async fn measure(arguments: &BenchArguments) -> Result<Report, CliError> {
     for (plan, plain) in plans(arguments, &pair)? {
         let registry = Arc::new(Registry::new(build_info()));
         let limits = arguments.selection.limits();
-        let engine = Engine::start(pair.clone(), plan.clone(), limits, registry).await?;
+        let options = EngineOptions::new(pair.clone(), plan.clone(), limits, registry);
+        let engine = Engine::start(options).await?;
         let (runs, texts) = (Vec::new(), Vec::new());
         contenders.push(Contender { plan, plain, engine, runs, texts, identical: true });
     }
