@@ -5,11 +5,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use outrider_devices::Device;
 use outrider_devices::cpu::{CpuDevice, CpuOptions};
 use outrider_devices::discovery;
 use outrider_devices::reference::ReferenceDevice;
 use outrider_devices::sim::{RealDelay, SimDevice, SimOptions};
+use outrider_devices::{Device, DeviceError};
 use outrider_plans::{Core, Machine, PartitionPlan, UnitId, UnitSpec};
 
 use crate::unit::DeviceFactory;
@@ -52,9 +52,11 @@ fn factory(spec: &UnitSpec) -> DeviceFactory {
             let options = CpuOptions { cores: cores.clone(), ..CpuOptions::default() };
             Ok(Box::new(CpuDevice::new(options)?) as Box<dyn Device>)
         }),
-        UnitSpec::Gpu { .. } | UnitSpec::Reference => {
-            Arc::new(|| Ok(Box::new(ReferenceDevice) as Box<dyn Device>))
-        }
+        UnitSpec::Reference => Arc::new(|| Ok(Box::new(ReferenceDevice) as Box<dyn Device>)),
+        UnitSpec::Gpu { name, .. } => Arc::new(move || {
+            let detail = "this build drives no GPU; use a cpu unit".to_owned();
+            Err(DeviceError::Unsupported { device: name.clone(), detail })
+        }),
         UnitSpec::Sim => Arc::new(|| {
             let device = SimDevice::new(SimOptions::default(), Arc::new(RealDelay));
             Ok(Box::new(device) as Box<dyn Device>)

@@ -7,19 +7,21 @@ mod report;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
 use clap::Args;
+use futures_util::future::try_join_all;
 use outrider_devices::Sampling;
 use outrider_observability::Registry;
 use outrider_pipeline::Message;
-use outrider_pipeline::scheduler::GenerationParams;
+use outrider_pipeline::scheduler::{GenerationParams, Statistics};
 use outrider_plans::{Mode, ModeKind, PartitionPlan, default_plan_in};
 
 use super::select::{build_info, named_plan};
 use super::{CliError, Selection, in_system, print_json};
 use crate::engine::{Engine, EngineOptions};
 use crate::pair::Pair;
-use crate::request::RequestEvent;
+use crate::request::{RequestEvent, Timings};
 use report::{Measured, Report};
 
 /// Prompts of the shipped pair's kind, for a bench without a file.
@@ -43,6 +45,9 @@ pub(super) struct BenchArguments {
     /// Passes over all prompts; figures are medians over them.
     #[arg(long, value_name = "N", default_value_t = 3)]
     runs: usize,
+    /// Prompts that are answered at the same time.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    concurrent: usize,
     /// Most tokens of an answer.
     #[arg(long, value_name = "N", default_value_t = 256)]
     max_tokens: u32,
@@ -96,18 +101,20 @@ async fn measure(arguments: &BenchArguments) -> Result<Report, CliError> {
         contenders.push(Contender { plan, plain, engine, runs, texts, identical: true });
     }
     for contender in &contenders {
-        contender.generate(arguments, &prompts[0]).await?;
+        contender.answer(arguments, &prompts[..1]).await?;
     }
     for run in 0..arguments.runs {
         contenders.iter_mut().for_each(|c| c.runs.push(Measured::default()));
-        for (index, prompt) in prompts.iter().enumerate() {
+        let groups = prompts.chunks(arguments.concurrent.max(1));
+        for (group, prompts) in groups.enumerate() {
             for contender in &mut contenders {
-                let (tokens, measured) = contender.generate(arguments, prompt).await?;
+                let (texts, measured) = contender.answer(arguments, prompts).await?;
                 contender.runs[run] += measured;
                 if run == 0 {
-                    contender.texts.push(tokens);
+                    contender.texts.extend(texts);
                 } else {
-                    contender.identical &= contender.texts[index] == tokens;
+                    let first = group * arguments.concurrent.max(1);
+                    contender.identical &= contender.texts[first..][..texts.len()] == texts;
                 }
             }
         }
@@ -186,11 +193,29 @@ fn prompts(arguments: &BenchArguments) -> Result<Vec<String>, CliError> {
 }
 
 impl Contender {
+    /// Answers these prompts at the same time.
+    async fn answer(
+        &self,
+        arguments: &BenchArguments,
+        prompts: &[String],
+    ) -> Result<(Vec<Vec<u32>>, Measured), CliError> {
+        let started = Instant::now();
+        let asked = prompts.iter().map(|prompt| self.generate(arguments, prompt));
+        let answers = try_join_all(asked).await?;
+        let mut measured = Measured::over(started.elapsed());
+        let mut texts = Vec::with_capacity(answers.len());
+        for (tokens, statistics, timings) in answers {
+            measured.add(&statistics, &timings);
+            texts.push(tokens);
+        }
+        Ok((texts, measured))
+    }
+
     async fn generate(
         &self,
         arguments: &BenchArguments,
         prompt: &str,
-    ) -> Result<(Vec<u32>, Measured), CliError> {
+    ) -> Result<(Vec<u32>, Statistics, Timings), CliError> {
         let message = Message { role: "user".into(), content: prompt.to_owned() };
         let prompt = self.engine.chat_prompt(&[message])?;
         let sampling = Sampling {
@@ -208,7 +233,7 @@ impl Contender {
                     tokens.extend(more.iter().map(|token| token.pick.token));
                 }
                 RequestEvent::Finished { statistics, timings, .. } => {
-                    return Ok((tokens, Measured::new(&statistics, &timings)));
+                    return Ok((tokens, statistics, timings));
                 }
             }
         }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::ops::AddAssign;
+use std::time::Duration;
 
 use outrider_pipeline::scheduler::Statistics;
 use outrider_plans::{Mode, PartitionPlan};
@@ -12,37 +13,40 @@ use crate::request::Timings;
 /// Sums over the prompts of one pass.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Measured {
+    elapsed: Duration,
     tokens: u64,
     prompt_ms: f64,
-    predicted_ms: f64,
     drafted: u64,
     accepted: u64,
     rounds: u64,
 }
 
 impl Measured {
-    pub(super) fn new(statistics: &Statistics, timings: &Timings) -> Self {
-        Self {
-            tokens: u64::from(statistics.predicted_n),
-            prompt_ms: timings.prompt_ms,
-            predicted_ms: timings.predicted_ms,
-            drafted: u64::from(statistics.draft_n),
-            accepted: u64::from(statistics.draft_n_accepted),
-            rounds: u64::from(statistics.rounds),
-        }
+    /// Nothing yet, over this much time.
+    pub(super) fn over(elapsed: Duration) -> Self {
+        Self { elapsed, ..Self::default() }
     }
 
-    /// Tokens over the whole time, prompt included.
+    /// One answer that came in this time.
+    pub(super) fn add(&mut self, statistics: &Statistics, timings: &Timings) {
+        self.tokens += u64::from(statistics.predicted_n);
+        self.prompt_ms += timings.prompt_ms;
+        self.drafted += u64::from(statistics.draft_n);
+        self.accepted += u64::from(statistics.draft_n_accepted);
+        self.rounds += u64::from(statistics.rounds);
+    }
+
+    /// Tokens over the whole time, prompts included.
     fn rate(&self) -> f64 {
-        self.tokens as f64 / ((self.prompt_ms + self.predicted_ms) / 1e3).max(1e-9)
+        self.tokens as f64 / self.elapsed.as_secs_f64().max(1e-9)
     }
 }
 
 impl AddAssign for Measured {
     fn add_assign(&mut self, other: Self) {
+        self.elapsed += other.elapsed;
         self.tokens += other.tokens;
         self.prompt_ms += other.prompt_ms;
-        self.predicted_ms += other.predicted_ms;
         self.drafted += other.drafted;
         self.accepted += other.accepted;
         self.rounds += other.rounds;
