@@ -3,6 +3,7 @@
 //! *Invariant:* all actors of an engine share one thread of their own; everything outside talks to them by message.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -274,14 +275,14 @@ impl Engine {
         self.shared.pair.target.tokenizer()
     }
 
-    /// The target's name.
+    /// The name under which the target is served: its file's, without folder and ending.
     pub fn model_name(&self) -> &str {
-        self.shared.pair.target.name()
+        served_name(self.shared.pair.target.name())
     }
 
     /// The draft's name.
     pub fn draft_name(&self) -> Option<&str> {
-        self.shared.pair.draft.as_ref().map(|draft| draft.name())
+        self.shared.pair.draft.as_ref().map(|draft| served_name(draft.name()))
     }
 
     /// Tokens that the models know.
@@ -342,6 +343,19 @@ fn scheduler(pair: &Pair, plan: &PartitionPlan, limits: EngineLimits, context: u
         config,
         Box::new(move || Box::new(Detokenizer::at_start(Arc::clone(&tokenizer)))),
     )
+}
+
+/// A model's name as clients say it: the last part of its file's, without the format's ending.
+fn served_name(name: &str) -> &str {
+    match name {
+        "shipped target" => "outrider-en-de",
+        "shipped draft" => "outrider-en-de-draft",
+        file => {
+            let last = Path::new(file).file_name().and_then(|last| last.to_str()).unwrap_or(file);
+            let stem = [".gguf", ".safetensors"].iter().find_map(|end| last.strip_suffix(end));
+            stem.unwrap_or(last)
+        }
+    }
 }
 
 /// The plan's mode as rules for drafting.
