@@ -217,29 +217,27 @@ unsafe fn q8_avx_vnni<const R: usize>(
             let weights = at.weights.add(block * BLOCK * TILE);
             fetch_ahead::<8>(weights);
             let scales = halves(at.head.add(block * TILE * 2));
-            {
-                let mut dots = [[_mm256_setzero_si256(); 2]; R];
-                for r in 0..R {
-                    dots[r] = [_mm256_set1_epi32(-128 * *at.sums[r].add(block)); 2];
-                }
-                for group in 0..BLOCK / 4 {
-                    for v in 0..2 {
-                        let w: __m256i =
-                            _mm256_loadu_si256(weights.add(group * 4 * TILE + v * 32).cast());
-                        let w = _mm256_xor_si256(w, offset);
-                        for r in 0..R {
-                            let xs = _mm256_set1_epi32(four(at.q[r], block, group));
-                            dots[r][v] = _mm256_dpbusd_avx_epi32(dots[r][v], w, xs);
-                        }
+            let mut dots = [[_mm256_setzero_si256(); 2]; R];
+            for r in 0..R {
+                dots[r] = [_mm256_set1_epi32(-128 * *at.sums[r].add(block)); 2];
+            }
+            for group in 0..BLOCK / 4 {
+                for v in 0..2 {
+                    let w: __m256i =
+                        _mm256_loadu_si256(weights.add(group * 4 * TILE + v * 32).cast());
+                    let w = _mm256_xor_si256(w, offset);
+                    for r in 0..R {
+                        let xs = _mm256_set1_epi32(four(at.q[r], block, group));
+                        dots[r][v] = _mm256_dpbusd_avx_epi32(dots[r][v], w, xs);
                     }
                 }
-                for r in 0..R {
-                    let xs = _mm256_set1_ps(*at.scales[r].add(block));
-                    for v in 0..2 {
-                        let scale = _mm256_mul_ps(scales[v], xs);
-                        let dot = _mm256_cvtepi32_ps(dots[r][v]);
-                        sums[r][v] = _mm256_fmadd_ps(dot, scale, sums[r][v]);
-                    }
+            }
+            for r in 0..R {
+                let xs = _mm256_set1_ps(*at.scales[r].add(block));
+                for v in 0..2 {
+                    let scale = _mm256_mul_ps(scales[v], xs);
+                    let dot = _mm256_cvtepi32_ps(dots[r][v]);
+                    sums[r][v] = _mm256_fmadd_ps(dot, scale, sums[r][v]);
                 }
             }
         }
