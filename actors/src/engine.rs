@@ -362,9 +362,9 @@ fn served_name(name: &str) -> &str {
 fn policy(plan: &PartitionPlan) -> DraftPolicy {
     match plan.mode {
         Mode::Plain => DraftPolicy::plain(),
-        Mode::Sequential { draft_tokens } => DraftPolicy::sequential(draft_tokens),
+        Mode::Sequential { draft_tokens } => DraftPolicy::sequential(draft_tokens.most()),
         Mode::Overlap { draft_tokens, wait } => {
-            DraftPolicy::overlap(draft_tokens, OVERLAP_CHUNK, wait)
+            DraftPolicy::overlap(draft_tokens.most(), OVERLAP_CHUNK, wait)
         }
         Mode::Lookup { draft_tokens, ngram } => {
             let ngrams = Ngrams { min: 1, max: ngram as usize };

@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 use outrider_plans::cost::formula::{self, Rhythm};
 use outrider_plans::cost::{MemoryDomain, Share};
 use outrider_plans::{
-    Acceptance, CostModel, Costs, Forecast, LinkProfile, Mode, ModelRole, PartitionPlan, TimeTable,
-    UnitId, UnitProfile, Workload, shipped_plan,
+    Acceptance, CostModel, Costs, DraftTokens, Forecast, LinkProfile, Mode, ModelRole,
+    PartitionPlan, TimeTable, UnitId, UnitProfile, Workload, shipped_plan,
 };
 use proptest::prelude::{prop_assert, proptest};
 
@@ -86,7 +86,8 @@ fn plain_decoding_is_one_pass_a_token() {
 fn sequential_agrees_with_the_closed_form() {
     for (g, row) in [(1, 0), (4, 0), (4, 100), (8, 50)] {
         let times = Times { row, ..FLAT };
-        let plan = plan("sequential-all-cores", Mode::Sequential { draft_tokens: g });
+        let plan =
+            plan("sequential-all-cores", Mode::Sequential { draft_tokens: DraftTokens::Fixed(g) });
         let costs = Costs { draft_step: 3.0 / 8.0, verify_token: row as f64 / 1000.0, round: 0.0 };
         let found = speedup(&forecast(&plan, times, 0.85));
         let expected = formula::sequential(0.85, g, costs);
@@ -97,7 +98,7 @@ fn sequential_agrees_with_the_closed_form() {
 #[test]
 fn overlap_agrees_with_the_closed_form_where_the_rhythm_is_even() {
     let times = Times { target: 1125, draft: 1000, row: 0 };
-    let mode = |wait| Mode::Overlap { draft_tokens: 8, wait };
+    let mode = |wait| Mode::Overlap { draft_tokens: DraftTokens::Fixed(8), wait };
     for wait in 0..4 {
         let found = speedup(&forecast(&plan("overlap-two-cores", mode(wait)), times, 0.9));
         let rhythm = Rhythm { wait, draft_tokens: 3, bus: 0.0 };
@@ -110,7 +111,8 @@ fn overlap_agrees_with_the_closed_form_where_the_rhythm_is_even() {
 #[test]
 fn overlap_is_as_deep_as_the_plan_allows_and_the_draft_then_rests() {
     let times = Times { target: 1125, draft: 500, row: 0 };
-    let plan = plan("overlap-two-cores", Mode::Overlap { draft_tokens: 3, wait: 1 });
+    let plan =
+        plan("overlap-two-cores", Mode::Overlap { draft_tokens: DraftTokens::Fixed(3), wait: 1 });
     let forecast = forecast(&plan, times, 0.9);
     let rhythm = Rhythm { wait: 1, draft_tokens: 3, bus: 0.0 };
     let costs = Costs { draft_step: 1.0 / 6.0, ..Costs::default() };
@@ -122,7 +124,8 @@ fn overlap_is_as_deep_as_the_plan_allows_and_the_draft_then_rests() {
 
 #[test]
 fn a_shared_bus_takes_the_gain_of_overlap_away() {
-    let plan = plan("overlap-two-cores", Mode::Overlap { draft_tokens: 4, wait: 1 });
+    let plan =
+        plan("overlap-two-cores", Mode::Overlap { draft_tokens: DraftTokens::Fixed(4), wait: 1 });
     let mut model = model(&plan, FLAT);
     let free = model.forecast(&plan, &workload(0.9)).unwrap();
     model.bus_bytes_per_second = (12 << 20) * 1_000_000_000 / 8000;
@@ -156,7 +159,8 @@ fn a_split_target_pays_for_its_hop() {
 
 #[test]
 fn what_was_not_measured_is_named() {
-    let plan = plan("overlap-two-cores", Mode::Overlap { draft_tokens: 4, wait: 1 });
+    let plan =
+        plan("overlap-two-cores", Mode::Overlap { draft_tokens: DraftTokens::Fixed(4), wait: 1 });
     let mut model = model(&plan, FLAT);
     model.units.get_mut(plan.unit(&UnitId::new("cpu1"))).unwrap().stages.clear();
     let words = model.forecast(&plan, &workload(0.9)).unwrap_err().to_string();
@@ -171,7 +175,8 @@ fn what_was_not_measured_is_named() {
 
 #[test]
 fn a_forecast_says_where_the_time_goes() {
-    let plan = plan("sequential-all-cores", Mode::Sequential { draft_tokens: 2 });
+    let plan =
+        plan("sequential-all-cores", Mode::Sequential { draft_tokens: DraftTokens::Fixed(2) });
     let mut model = model(&plan, FLAT);
     model.round_ns = 500;
     let words = model.forecast(&plan, &workload(0.5)).unwrap().to_string();
@@ -194,7 +199,7 @@ proptest! {
         target in 1000..5000u64, draft in 100..3000u64, row in 0..300u64, more in 1..500u64,
         a in 0.0..0.95f64, better in 0.001..0.04f64, g in 1..=15u32,
     ) {
-        let plan = plan("sequential-all-cores", Mode::Sequential { draft_tokens: g });
+        let plan = plan("sequential-all-cores", Mode::Sequential { draft_tokens: DraftTokens::Fixed(g) });
         let speed = |times, a| forecast(&plan, times, a).microtokens_per_second as f64;
         let times = Times { target, draft, row };
         prop_assert!(speed(times, a) <= speed(times, a + better));
@@ -214,7 +219,7 @@ proptest! {
         target in 1000..5000u64, draft in 100..1200u64, more in 1..500u64,
         a in 0.0..0.95f64, better in 0.001..0.04f64, g in 2..=8u32, wait in 0..=1u32,
     ) {
-        let plan = plan("overlap-two-cores", Mode::Overlap { draft_tokens: g + wait, wait });
+        let plan = plan("overlap-two-cores", Mode::Overlap { draft_tokens: DraftTokens::Fixed(g + wait), wait });
         let speed = |times, a| forecast(&plan, times, a).microtokens_per_second as f64;
         let times = Times { target, draft, row: 0 };
         let slack = 1.0 - 1e-9;
@@ -231,11 +236,11 @@ proptest! {
     ) {
         let times = Times { target, draft, row };
         for (name, mode) in [
-            ("sequential-all-cores", Mode::Sequential { draft_tokens: g }),
-            ("split-two-cores", Mode::Sequential { draft_tokens: g }),
-            ("split-two-cores", Mode::Overlap { draft_tokens: g, wait: g / 2 }),
-            ("overlap-two-cores", Mode::Overlap { draft_tokens: g, wait: 1 }),
-            ("sequential-all-cores", Mode::Overlap { draft_tokens: g, wait: 1 }),
+            ("sequential-all-cores", Mode::Sequential { draft_tokens: DraftTokens::Fixed(g) }),
+            ("split-two-cores", Mode::Sequential { draft_tokens: DraftTokens::Fixed(g) }),
+            ("split-two-cores", Mode::Overlap { draft_tokens: DraftTokens::Fixed(g), wait: g / 2 }),
+            ("overlap-two-cores", Mode::Overlap { draft_tokens: DraftTokens::Fixed(g), wait: 1 }),
+            ("sequential-all-cores", Mode::Overlap { draft_tokens: DraftTokens::Fixed(g), wait: 1 }),
         ] {
             let plan = plan(name, mode);
             let forecast = forecast(&plan, times, a);

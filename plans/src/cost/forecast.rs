@@ -82,13 +82,15 @@ impl CostModel {
         let plain = Round::plain(&target, self.round_ns as f64);
         let round = match (plan.mode, &draft) {
             (Mode::Sequential { draft_tokens }, Some(draft)) => {
-                self.sequential(draft_tokens, draft, &target, &workload.acceptance)
+                let round = |g| self.sequential(g, draft, &target, &workload.acceptance);
+                fastest(draft_tokens.depths().map(round))
             }
-            (Mode::Overlap { draft_tokens, wait }, Some(draft)) => overlap::round(
-                overlap::Setting { model: self, plan, draft, target: &target },
-                (draft_tokens, wait),
-                &workload.acceptance,
-            ),
+            (Mode::Overlap { draft_tokens, wait }, Some(draft)) => {
+                let setting = overlap::Setting { model: self, plan, draft, target: &target };
+                let round =
+                    |n: u32| overlap::round(setting, (n, wait.min(n)), &workload.acceptance);
+                fastest(draft_tokens.depths().map(round))
+            }
             (Mode::Lookup { draft_tokens, .. }, draft) => {
                 self.lookup(draft_tokens, draft.as_ref(), &target, workload)
             }
@@ -178,4 +180,10 @@ impl CostModel {
         }
         (target + n * draft) * 1e9 / self.bus_bytes_per_second as f64
     }
+}
+
+/// The round that a depth chosen while decoding reaches at least: the best of the fixed ones, of equals the shortest.
+fn fastest(rounds: impl Iterator<Item = Round>) -> Round {
+    let faster = |best: Round, next: Round| if next.rate() > best.rate() { next } else { best };
+    rounds.reduce(faster).expect("there is at least one depth")
 }
