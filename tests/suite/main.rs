@@ -2,11 +2,13 @@
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+mod browser;
 mod clients;
 mod command_line;
 mod conformance;
 mod equivalence;
 mod monitoring;
+mod page;
 mod peers;
 mod process;
 mod service;

@@ -79,6 +79,13 @@ impl Service {
         (response.status().as_u16(), response.body_mut().read_to_string().unwrap())
     }
 
+    /// Status, headers and body of a GET.
+    pub(crate) fn get_with_headers(&self, path: &str) -> (u16, ureq::http::HeaderMap, String) {
+        let mut response = agent().get(self.url(path)).call().unwrap();
+        let text = response.body_mut().read_to_string().unwrap();
+        (response.status().as_u16(), response.headers().clone(), text)
+    }
+
     /// Status and JSON body of a POST.
     pub(crate) fn post(&self, path: &str, body: &Value) -> (u16, Value) {
         let mut response = agent().post(self.url(path)).send_json(body).unwrap();
