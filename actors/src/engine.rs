@@ -237,17 +237,22 @@ impl Engine {
         }
     }
 
-    /// The prompt of a conversation: template applied, special tokens parsed.
-    pub fn chat_prompt(&self, messages: &[Message]) -> Result<Vec<u32>, PromptError> {
-        let target = &self.shared.pair.target;
+    /// A conversation as the model reads it: the template applied.
+    pub fn chat_text(&self, messages: &[Message]) -> Result<String, PromptError> {
         let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let text = target.needed_template()?.render(&Conversation {
+        let text = self.shared.pair.target.needed_template()?.render(&Conversation {
             messages,
             generation_prompt: GenerationPrompt::Add,
             now: Some(UnixSeconds(since_epoch.as_secs())),
             variables: &BTreeMap::new(),
         })?;
-        Ok(target.tokenizer().encode(&text, SpecialTokens::Parse)?)
+        Ok(text)
+    }
+
+    /// The prompt of a conversation: template applied, special tokens parsed.
+    pub fn chat_prompt(&self, messages: &[Message]) -> Result<Vec<u32>, PromptError> {
+        let text = self.chat_text(messages)?;
+        Ok(self.tokenizer().encode(&text, SpecialTokens::Parse)?)
     }
 
     /// The prompt of a text as it is: special tokens parsed, and the token that begins a text before it, if the model

@@ -62,7 +62,8 @@ impl Browser {
             "--disable-sync",
             format!("--user-data-dir={profile}"),
         ]);
-        let metrics = json!({"width": width, "height": height, "pixelRatio": 1.0, "mobile": width < 500});
+        let metrics =
+            json!({"width": width, "height": height, "pixelRatio": 1.0, "mobile": width < 500});
         let options = json!({"args": arguments, "mobileEmulation": {"deviceMetrics": metrics}});
         let wanted = json!({"capabilities": {"alwaysMatch": {
             "browserName": "chrome",
@@ -131,8 +132,7 @@ impl Browser {
 
     /// Presses a key wherever the focus is.
     pub(crate) fn press(&self, key: &str) {
-        let strokes =
-            json!([{"type": "keyDown", "value": key}, {"type": "keyUp", "value": key}]);
+        let strokes = json!([{"type": "keyDown", "value": key}, {"type": "keyUp", "value": key}]);
         let actions = json!({"actions": [{"type": "key", "id": "keyboard", "actions": strokes}]});
         self.ask("POST", "/actions", &actions);
     }
@@ -156,7 +156,8 @@ impl Browser {
     /// What the page has written to the console since the last call, warnings and errors only.
     pub(crate) fn complaints(&self) -> Vec<String> {
         let entries = self.ask("POST", "/se/log", &json!({"type": "browser"}));
-        let severe = |entry: &&Value| ["WARNING", "SEVERE"].map(Value::from).contains(&entry["level"]);
+        let severe =
+            |entry: &&Value| ["WARNING", "SEVERE"].map(Value::from).contains(&entry["level"]);
         entries.as_array().unwrap().iter().filter(severe).map(Value::to_string).collect()
     }
 }

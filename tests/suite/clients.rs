@@ -42,3 +42,34 @@ fn promtool_finds_nothing_to_mend_in_the_metrics() {
     let found = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && found.is_empty(), "{found}");
 }
+
+#[test]
+fn schemathesis_gets_no_answer_that_is_not_described() {
+    let Some(python) = std::env::var_os("OUTRIDER_CLIENTS_PYTHON") else {
+        eprintln!("skipped: OUTRIDER_CLIENTS_PYTHON names no Python with the schemathesis package");
+        return;
+    };
+    let service = Service::start(&["--context", "96"]);
+    let folder = tempfile::tempdir().unwrap();
+    let checks = [
+        "not_a_server_error",
+        "status_code_conformance",
+        "content_type_conformance",
+        "response_headers_conformance",
+        "response_schema_conformance",
+        "negative_data_rejection",
+        "unsupported_method",
+    ];
+    let output = Command::new(python)
+        .args(["-m", "schemathesis.cli", "run", "--checks", &checks.join(",")])
+        .args(["--max-examples", "25", "--seed", "7", "--no-color", "--request-timeout", "60"])
+        .args(["--phases", "examples,coverage,fuzzing"])
+        .arg(service.url("/openapi.json"))
+        .current_dir(folder.path())
+        .output()
+        .unwrap();
+    let (out, err) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{out}\n{err}");
+    assert_eq!(service.get("/health").0, 200, "the service goes on");
+}

@@ -42,7 +42,10 @@ fn a_text_is_written_with_coloured_tokens_and_both_models_are_seen_on_their_lane
     browser.await_true("document.querySelector('#lanes rect.both')");
     let words = browser.value("document.querySelector('#lanes-text').textContent");
     let words = words.as_str().unwrap();
-    assert!(["cpu0", "cpu1", "target", "draft", "at once"].iter().all(|w| words.contains(w)), "{words}");
+    assert!(
+        ["cpu0", "cpu1", "target", "draft", "at once"].iter().all(|w| words.contains(w)),
+        "{words}"
+    );
     browser.await_true("document.querySelector('#acceptance').textContent.includes('%')");
     assert_eq!(browser.complaints(), [""; 0]);
 }
@@ -55,11 +58,15 @@ fn a_plan_is_swapped_from_the_list_after_a_dry_run() {
     browser.value("document.querySelector('#plan-list').focus()");
     browser.type_into("#plan-list", "sequential-all-cores");
     browser.click("#dry-run");
-    browser.await_true("document.querySelector('#swap-note').textContent.includes('would run as generation 2')");
+    browser.await_true(
+        "document.querySelector('#swap-note').textContent.includes('would run as generation 2')",
+    );
     let still = service.get("/v1/plan").1;
     assert!(still.contains("\"overlap-two-cores\""), "a dry run changes nothing: {still}");
     browser.click("#swap");
-    browser.await_true("document.querySelector('#plan-name').textContent.includes('sequential-all-cores')");
+    browser.await_true(
+        "document.querySelector('#plan-name').textContent.includes('sequential-all-cores')",
+    );
     browser.await_true("document.querySelector('#plan-name').textContent.includes('generation 2')");
     let now = service.get("/v1/plan").1;
     assert!(now.contains("\"sequential-all-cores\""), "{now}");
@@ -74,7 +81,9 @@ fn a_plan_that_does_not_fit_is_refused_in_words() {
     let wrong = "[...document.querySelectorAll('#plan-list option')].length > 3";
     browser.await_true(wrong);
     // A list entry that the service cannot know.
-    browser.value("document.querySelector('#plan-list').append(new Option('nowhere', 'nowhere', true, true))");
+    browser.value(
+        "document.querySelector('#plan-list').append(new Option('nowhere', 'nowhere', true, true))",
+    );
     browser.click("#dry-run");
     browser.await_true("document.querySelector('#swap-note .bad')");
     assert_eq!(browser.value("document.querySelector('#swap').disabled"), true);
@@ -102,7 +111,8 @@ fn everything_is_reached_by_keyboard_and_has_a_name() {
             reached.insert(nth);
         }
         let ring = "getComputedStyle(document.activeElement).outlineStyle";
-        let invisible = "document.activeElement === document.body || document.activeElement.type === 'radio'";
+        let invisible =
+            "document.activeElement === document.body || document.activeElement.type === 'radio'";
         if browser.value(invisible) != true {
             assert_ne!(browser.value(ring), "none", "the focus cannot be seen");
         }
@@ -111,7 +121,9 @@ fn everything_is_reached_by_keyboard_and_has_a_name() {
     let missed: Vec<_> =
         all.iter().filter(|(nth, group)| group != "window" && !reached.contains(nth)).collect();
     assert!(missed.is_empty(), "{missed:?} are not reached by keyboard");
-    let landmarks = browser.value("['header', 'main', 'footer', 'h1'].every(t => document.querySelectorAll(t).length === 1)");
+    let landmarks = browser.value(
+        "['header', 'main', 'footer', 'h1'].every(t => document.querySelectorAll(t).length === 1)",
+    );
     assert_eq!(landmarks, true);
     let titles = browser.value("[...document.querySelectorAll('section')].every(s => document.getElementById(s.getAttribute('aria-labelledby')))");
     assert_eq!(titles, true);
@@ -148,7 +160,9 @@ fn a_phone_needs_no_sideways_scrolling_and_both_schemes_have_contrast() {
 
 /// The relative luminance of a colour of the style sheet, as WCAG defines it.
 fn luminance(browser: &Browser, name: &str) -> f64 {
-    let colour = browser.value(&format!("getComputedStyle(document.documentElement).getPropertyValue('{name}').trim()"));
+    let colour = browser.value(&format!(
+        "getComputedStyle(document.documentElement).getPropertyValue('{name}').trim()"
+    ));
     let digits = colour.as_str().unwrap().trim_start_matches('#').to_owned();
     assert_eq!(digits.len(), 6, "{name} is {colour}");
     let channel = |at: usize| {
@@ -171,9 +185,9 @@ fn the_page_says_when_the_service_is_gone() {
 #[test]
 fn the_page_holds_the_browser_to_the_service() {
     let service = Service::start(&[]);
-    let (status, headers, page) = service.get_with_headers("/");
+    let (status, headers, page) = service.send("GET", "/", &[], "");
     assert_eq!(status, 200);
-    let policy = headers["content-security-policy"].to_str().unwrap();
+    let policy = &headers["content-security-policy"];
     assert!(policy.starts_with("default-src 'none'") && !policy.contains("unsafe"), "{policy}");
     assert_eq!(headers["x-content-type-options"], "nosniff");
     for part in page.split(['"', '\'']).filter(|word| word.starts_with("/page/")) {

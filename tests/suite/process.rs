@@ -1,5 +1,6 @@
 //! The product as a process: started, spoken to over its standard streams and HTTP, ended.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::process::{Child, Command, Output, Stdio};
@@ -79,17 +80,40 @@ impl Service {
         (response.status().as_u16(), response.body_mut().read_to_string().unwrap())
     }
 
-    /// Status, headers and body of a GET.
-    pub(crate) fn get_with_headers(&self, path: &str) -> (u16, ureq::http::HeaderMap, String) {
-        let mut response = agent().get(self.url(path)).call().unwrap();
-        let text = response.body_mut().read_to_string().unwrap();
-        (response.status().as_u16(), response.headers().clone(), text)
-    }
-
     /// Status and JSON body of a POST.
     pub(crate) fn post(&self, path: &str, body: &Value) -> (u16, Value) {
         let mut response = agent().post(self.url(path)).send_json(body).unwrap();
         (response.status().as_u16(), response.body_mut().read_json().unwrap())
+    }
+
+    /// Sends any request; status, headers and body of its answer.
+    pub(crate) fn send(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &str,
+    ) -> (u16, BTreeMap<String, String>, String) {
+        let mut stream = TcpStream::connect(&self.address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(120))).unwrap();
+        let mut head = format!("{method} {path} HTTP/1.1\r\nhost: {}\r\n", self.address);
+        for (name, value) in headers {
+            head += &format!("{name}: {value}\r\n");
+        }
+        let length = body.len();
+        // The service may answer, and close, before it has read all.
+        let _ = write!(stream, "{head}connection: close\r\ncontent-length: {length}\r\n\r\n{body}");
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer);
+        let answer = text(&answer);
+        let (head, body) = answer.split_once("\r\n\r\n").expect("an answer");
+        let mut lines = head.lines();
+        let status = lines.next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
+        let named = |line: &str| {
+            let (name, value) = line.split_once(": ").unwrap();
+            (name.to_lowercase(), value.to_owned())
+        };
+        (status, lines.map(named).collect(), body.to_owned())
     }
 
     /// Everything that a streamed POST sends, by event.

@@ -87,7 +87,7 @@ fn wrong_requests_get_openai_errors_that_name_the_field() {
         (chat_path, json!({"messages": []}), 400, "messages"),
         (chat_path, with(chat("x"), "temperature", -1), 400, "temperature"),
         (chat_path, with(chat("x"), "tools", json!([])), 400, "tools"),
-        (chat_path, with(chat("x"), "n", 2), 400, "n"),
+        (chat_path, with(chat("x"), "n", 99), 400, "n"),
         (chat_path, with(chat("x"), "max_tokens", 0), 400, "max_tokens"),
         (chat_path, with(chat("x"), "stop", json!([""])), 400, "stop"),
         (chat_path, with(chat("x"), "model", "gpt-9"), 404, "gpt-9"),

@@ -1,260 +1,205 @@
 //! From a request's events to a wire answer: one object, or server-sent events.
+//!
+//! *Invariant:* an answer ends as it was asked to or with an error, never in silence; with it go its readers, which is
+//! what ends the work on it.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use actix_web::HttpResponse;
 use actix_web::web::Bytes;
 use futures_util::StreamExt;
-use outrider_pipeline::scheduler::{EmittedToken, FinishReason, Statistics};
-use serde::Serialize;
-use serde_json::{Value, json};
-use tokio::sync::mpsc;
+use futures_util::future::ready;
+use futures_util::stream::{self, LocalBoxStream};
+use outrider_pipeline::scheduler::EmittedToken;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::ask::Ask;
+use super::completion::Completion;
 use super::error::ServeError;
-use super::openai::{Choice, Completion, Message, Usage, WireTimings};
+use super::letterhead::{Dialect, Letterhead, Totals, event, finish_word};
+use super::open_requests::{OpenRequest, OpenRequests};
+use super::request_id::RequestId;
 use crate::engine::Engine;
-use crate::request::{RequestEvent, Timings};
+use crate::request::RequestEvent;
 
-/// Which of the two routes an answer is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Dialect {
-    Chat,
-    Completion,
-}
-
-/// What every part of one answer repeats.
-#[derive(Clone)]
-struct Letterhead {
-    dialect: Dialect,
-    id: String,
-    created: u64,
-    model: String,
-    plan: String,
-    logprobs: Option<u32>,
-    echo: Option<String>,
-    include_usage: bool,
-    engine: Engine,
-}
+/// Events of all answers of a request, each with its answer's index; `None` after an answer's last.
+type Events = LocalBoxStream<'static, (u32, Option<RequestEvent>)>;
 
 /// Serves a request that passed all checks.
 pub(super) async fn answer(
     engine: &Engine,
-    dialect: Dialect,
+    requests: &OpenRequests,
+    request_id: RequestId,
     ask: Ask,
 ) -> Result<HttpResponse, ServeError> {
-    let (sequence, events) = engine.generate(ask.prompt, ask.params).await?;
-    let prefix = match dialect {
+    let (mut sequences, mut readers) = (Vec::new(), Vec::new());
+    for index in 0..ask.choices {
+        let mut params = ask.params.clone();
+        params.sampling.seed = params.sampling.seed.wrapping_add(u64::from(index));
+        // If one is refused, the readers of those before it are dropped, which cancels them.
+        let (sequence, events) = engine.generate(ask.prompt.clone(), params).await?;
+        sequences.push(sequence);
+        let told = ReceiverStream::new(events).map(Some).chain(stream::iter([None]));
+        readers.push(told.map(move |event| (index, event)).boxed_local());
+    }
+    let prefix = match ask.dialect {
         Dialect::Chat => "chatcmpl",
         Dialect::Completion => "cmpl",
     };
     let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let letterhead = Letterhead {
-        dialect,
-        id: format!("{prefix}-{:x}-{}", since_epoch.as_micros(), sequence.0),
+        dialect: ask.dialect,
+        id: format!("{prefix}-{:x}-{}", since_epoch.as_micros(), sequences[0].0),
         created: since_epoch.as_secs(),
-        model: engine.model_name().to_owned(),
         plan: engine.plan().fingerprint().to_string(),
         logprobs: ask.logprobs,
-        echo: ask.echo,
-        include_usage: ask.include_usage,
+        mark_tokens: ask.mark_tokens,
         engine: engine.clone(),
     };
-    if ask.streamed { Ok(letterhead.stream(events)) } else { letterhead.whole(events).await }
+    let page = requests.open(letterhead.id.clone(), request_id.0, sequences, ask.prompt.len());
+    let events = stream::select_all(readers).boxed_local();
+    if ask.streamed {
+        return Ok(streamed(Streaming::new(letterhead, page, &ask), events));
+    }
+    Ok(HttpResponse::Ok().json(whole(letterhead, page, &ask, events).await?))
 }
 
-/// The word for the end of a request; `Err` if it did not end as asked.
-fn finish_word(reason: &FinishReason) -> Result<&'static str, ServeError> {
-    match reason {
-        FinishReason::Stop | FinishReason::StopString => Ok("stop"),
-        FinishReason::Length => Ok("length"),
-        FinishReason::Cancelled => Err(ServeError::Failed("the request was cancelled".into())),
-        FinishReason::Failed { reason } => Err(ServeError::Failed(reason.clone())),
-    }
+/// What has come of one answer.
+struct Written {
+    text: String,
+    tokens: Vec<EmittedToken>,
+    finished: bool,
 }
 
-/// Times and counts as they go over the wire.
-pub fn wire_timings(statistics: &Statistics, timings: &Timings) -> WireTimings {
-    WireTimings {
-        prompt_n: u64::from(statistics.prompt_n),
-        prompt_ms: timings.prompt_ms,
-        predicted_n: u64::from(statistics.predicted_n),
-        predicted_ms: timings.predicted_ms,
-        draft_n: u64::from(statistics.draft_n),
-        draft_n_accepted: u64::from(statistics.draft_n_accepted),
-    }
-}
-
-fn usage(statistics: &Statistics) -> Usage {
-    let (prompt, completion) = (u64::from(statistics.prompt_n), u64::from(statistics.predicted_n));
-    Usage {
-        prompt_tokens: prompt,
-        completion_tokens: completion,
-        total_tokens: prompt + completion,
-    }
-}
-
-impl Letterhead {
-    async fn whole(
-        self,
-        mut events: mpsc::Receiver<RequestEvent>,
-    ) -> Result<HttpResponse, ServeError> {
-        let mut written = self.echo.clone().unwrap_or_default();
-        let mut all_tokens = Vec::new();
-        while let Some(event) = events.recv().await {
-            match event {
-                RequestEvent::Text { text, tokens } => {
-                    written.push_str(&text);
-                    all_tokens.extend(tokens);
-                }
-                RequestEvent::Finished { reason, statistics, timings } => {
-                    let finish_reason = Some(finish_word(&reason)?);
-                    let logprobs = self.logprobs_of(&all_tokens);
-                    let mut choice = Choice { logprobs, finish_reason, ..Choice::default() };
-                    match self.dialect {
-                        Dialect::Chat => {
-                            let (role, content) = (Some("assistant"), Some(written));
-                            choice.message = Some(Message { role, content });
-                        }
-                        Dialect::Completion => choice.text = Some(written),
-                    }
-                    let mut completion = self.part(vec![choice], false);
-                    completion.usage = Some(usage(&statistics));
-                    completion.timings = Some(wire_timings(&statistics, &timings));
-                    completion.plan = Some(self.plan.clone());
-                    return Ok(HttpResponse::Ok().json(completion));
-                }
-            }
-        }
-        Err(ServeError::Failed("the engine ended before the answer was complete".into()))
-    }
-
-    fn stream(self, events: mpsc::Receiver<RequestEvent>) -> HttpResponse {
-        let mut opening = Vec::new();
-        if self.dialect == Dialect::Chat {
-            opening.push(self.event(&self.opening()));
-        } else if let Some(echo) = &self.echo {
-            opening.push(self.event(&self.part(vec![self.text_choice(echo.clone())], true)));
-        }
-        let opening = futures_util::stream::iter(opening);
-        let rest = ReceiverStream::new(events)
-            .flat_map(move |event| futures_util::stream::iter(self.events_of(event)));
-        HttpResponse::Ok()
-            .content_type("text/event-stream")
-            .insert_header(("cache-control", "no-cache"))
-            .insert_header(("x-accel-buffering", "no"))
-            .streaming(opening.chain(rest).map(Ok::<_, actix_web::Error>))
-    }
-
-    /// The server-sent events of one thing that happened.
-    fn events_of(&self, event: RequestEvent) -> Vec<Bytes> {
+async fn whole(
+    letterhead: Letterhead,
+    page: OpenRequest,
+    ask: &Ask,
+    mut events: Events,
+) -> Result<Completion, ServeError> {
+    let echo = ask.echo.clone().unwrap_or_default();
+    let fresh = |_| Written { text: echo.clone(), tokens: Vec::new(), finished: false };
+    let mut written: Vec<Written> = (0..ask.choices).map(fresh).collect();
+    let mut choices = Vec::new();
+    let mut totals = Totals::default();
+    while choices.len() < ask.choices as usize {
+        let (index, event) = events.next().await.ok_or_else(ServeError::ended)?;
+        let own = &mut written[index as usize];
         match event {
-            RequestEvent::Text { text, tokens } => {
-                if text.is_empty() && self.logprobs.is_none() {
-                    return Vec::new();
-                }
-                let mut choice = self.text_choice(text);
-                choice.logprobs = self.logprobs_of(&tokens);
-                vec![self.event(&self.part(vec![choice], true))]
+            Some(RequestEvent::Text { text, tokens }) => {
+                page.wrote(tokens.len());
+                own.text.push_str(&text);
+                own.tokens.extend(tokens);
             }
-            RequestEvent::Finished { reason, statistics, timings } => {
-                let done = Bytes::from_static(b"data: [DONE]\n\n");
-                let word = match finish_word(&reason) {
-                    Ok(word) => word,
-                    Err(error) => return vec![self.event(&error.body()), done],
-                };
-                let mut choice = self.text_choice(String::new());
-                if let Some(delta) = &mut choice.delta {
-                    delta.content = None;
-                }
-                choice.finish_reason = Some(word);
-                let mut last = self.part(vec![choice], true);
-                last.timings = Some(wire_timings(&statistics, &timings));
-                last.plan = Some(self.plan.clone());
-                let mut events = vec![self.event(&last)];
-                if self.include_usage {
-                    let mut part = self.part(Vec::new(), true);
-                    part.usage = Some(usage(&statistics));
-                    events.push(self.event(&part));
-                }
-                events.push(done);
-                events
+            Some(RequestEvent::Finished { reason, statistics, timings }) => {
+                own.finished = true;
+                let text = std::mem::take(&mut own.text);
+                choices.push(letterhead.choice(index, text, &own.tokens, &reason)?);
+                totals.add(&statistics, &timings);
             }
+            None if own.finished => {}
+            None => return Err(ServeError::ended()),
+        }
+    }
+    choices.sort_by_key(|choice| choice.index);
+    Ok(letterhead.whole(choices, &totals))
+}
+
+fn streamed(mut streaming: Streaming, events: Events) -> HttpResponse {
+    let opening = streaming.opening();
+    let rest = events
+        .scan((), move |(), (index, event)| ready(streaming.parts_of(index, event)))
+        .flat_map(stream::iter);
+    HttpResponse::Ok()
+        .content_type("text/event-stream")
+        .insert_header(("cache-control", "no-cache"))
+        .insert_header(("x-accel-buffering", "no"))
+        .streaming(stream::iter(opening).chain(rest).map(Ok::<_, actix_web::Error>))
+}
+
+/// A streamed answer on its way.
+struct Streaming {
+    letterhead: Letterhead,
+    page: OpenRequest,
+    echo: Option<String>,
+    include_usage: bool,
+    /// Which answers are being written.
+    open: Vec<bool>,
+    totals: Totals,
+    /// Nothing may follow.
+    over: bool,
+}
+
+impl Streaming {
+    fn new(letterhead: Letterhead, page: OpenRequest, ask: &Ask) -> Self {
+        Self {
+            letterhead,
+            page,
+            echo: ask.echo.clone(),
+            include_usage: ask.include_usage,
+            open: vec![true; ask.choices as usize],
+            totals: Totals::default(),
+            over: false,
         }
     }
 
-    fn event(&self, body: &impl Serialize) -> Bytes {
-        let body = serde_json::to_string(body).expect("wire types have string keys only");
-        Bytes::from(format!("data: {body}\n\n"))
+    fn opening(&self) -> Vec<Bytes> {
+        let choice = |index| self.letterhead.opening(index, self.echo.as_deref());
+        let choices = (0..self.open.len() as u32).filter_map(choice);
+        choices.map(|choice| event(&self.letterhead.part(vec![choice]))).collect()
     }
 
-    fn opening(&self) -> Completion {
-        let (role, content) = (Some("assistant"), Some(String::new()));
-        let delta = Some(Message { role, content });
-        self.part(vec![Choice { delta, ..Choice::default() }], true)
-    }
-
-    fn text_choice(&self, text: String) -> Choice {
-        match self.dialect {
-            Dialect::Chat => {
-                let delta = Some(Message { role: None, content: Some(text) });
-                Choice { delta, ..Choice::default() }
-            }
-            Dialect::Completion => Choice { text: Some(text), ..Choice::default() },
+    /// The server-sent events of one thing that happened; `None` ends the stream.
+    fn parts_of(&mut self, index: u32, happened: Option<RequestEvent>) -> Option<Vec<Bytes>> {
+        if self.over {
+            return None;
         }
-    }
-
-    fn part(&self, choices: Vec<Choice>, streamed: bool) -> Completion {
-        Completion {
-            id: self.id.clone(),
-            object: match (self.dialect, streamed) {
-                (Dialect::Chat, true) => "chat.completion.chunk",
-                (Dialect::Chat, false) => "chat.completion",
-                (Dialect::Completion, _) => "text_completion",
-            },
-            created: self.created,
-            model: self.model.clone(),
-            choices,
-            usage: None,
-            timings: None,
-            plan: None,
-        }
-    }
-
-    /// Log-probabilities in the form of the route; `None` if they were not asked for.
-    fn logprobs_of(&self, tokens: &[EmittedToken]) -> Option<Value> {
-        self.logprobs?;
-        let text = |id: u32| self.engine.tokenizer().decode(&[id]);
-        Some(match self.dialect {
-            Dialect::Chat => {
-                let entry = |id: u32, logprob: f32| {
-                    let token = text(id);
-                    json!({"token": token, "logprob": logprob, "bytes": token.as_bytes()})
-                };
-                let content: Vec<_> = tokens
-                    .iter()
-                    .map(|token| {
-                        let mut object = entry(token.pick.token, token.pick.probability.ln());
-                        let top: Vec<_> =
-                            token.pick.top.iter().map(|&(id, lp)| entry(id, lp)).collect();
-                        object["top_logprobs"] = Value::from(top);
-                        object
-                    })
-                    .collect();
-                json!({"content": content})
+        let letterhead = &self.letterhead;
+        Some(match happened {
+            Some(RequestEvent::Text { text, tokens }) => {
+                self.page.wrote(tokens.len());
+                if text.is_empty() && !letterhead.shows_tokens() {
+                    return Some(Vec::new());
+                }
+                vec![event(&letterhead.part(vec![letterhead.delta(index, text, &tokens)]))]
             }
-            Dialect::Completion => {
-                let top = |token: &EmittedToken| {
-                    let pairs = token.pick.top.iter().map(|&(id, lp)| (text(id), Value::from(lp)));
-                    Value::Object(pairs.collect())
-                };
-                json!({
-                    "tokens": tokens.iter().map(|t| text(t.pick.token)).collect::<Vec<_>>(),
-                    "token_logprobs": tokens.iter().map(|t| t.pick.probability.ln()).collect::<Vec<_>>(),
-                    "top_logprobs": tokens.iter().map(top).collect::<Vec<_>>(),
-                })
+            Some(RequestEvent::Finished { reason, statistics, timings }) => {
+                self.open[index as usize] = false;
+                self.totals.add(&statistics, &timings);
+                match finish_word(&reason) {
+                    Ok(word) => self.close(index, word),
+                    Err(error) => self.fail(&error),
+                }
             }
+            None if self.open[index as usize] => self.fail(&ServeError::ended()),
+            None => Vec::new(),
         })
+    }
+
+    fn close(&mut self, index: u32, word: &'static str) -> Vec<Bytes> {
+        let letterhead = &self.letterhead;
+        let mut last = letterhead.part(vec![letterhead.closing(index, word)]);
+        if self.open.contains(&true) {
+            return vec![event(&last)];
+        }
+        last.timings = Some(self.totals.timings);
+        last.plan = Some(letterhead.plan.clone());
+        let mut events = vec![event(&last)];
+        if self.include_usage {
+            let mut part = letterhead.part(Vec::new());
+            part.usage = Some(self.totals.usage);
+            events.push(event(&part));
+        }
+        events.push(self.done());
+        events
+    }
+
+    fn fail(&mut self, error: &ServeError) -> Vec<Bytes> {
+        vec![event(&error.body()), self.done()]
+    }
+
+    fn done(&mut self) -> Bytes {
+        self.over = true;
+        Bytes::from_static(b"data: [DONE]\n\n")
     }
 }

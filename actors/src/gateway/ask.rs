@@ -5,20 +5,28 @@ use outrider_pipeline::scheduler::GenerationParams;
 use outrider_pipeline::{Message, Speculation};
 
 use super::error::ServeError;
+use super::letterhead::Dialect;
 use super::openai::{ChatMessage, ChatRequest, Common, CompletionRequest, Content, Prompt, Stop};
 use crate::engine::Engine;
 
 /// Most stop strings of one request, and most bytes of one of them.
 const STOP_MAX: (usize, usize) = (8, 256);
+/// Most answers to one request.
+const CHOICES_MAX: u32 = 8;
 
 /// A request that passed all checks.
 pub(super) struct Ask {
+    pub(super) dialect: Dialect,
     pub(super) prompt: Vec<u32>,
     pub(super) params: GenerationParams,
+    /// How many answers are wanted, each with a seed of its own.
+    pub(super) choices: u32,
     pub(super) streamed: bool,
     pub(super) include_usage: bool,
     /// Log-probabilities to report, and for how many tokens of each position.
     pub(super) logprobs: Option<u32>,
+    /// Say of each token whether it was drafted.
+    pub(super) mark_tokens: bool,
     /// Text that goes before the answer.
     pub(super) echo: Option<String>,
 }
@@ -26,17 +34,7 @@ pub(super) struct Ask {
 /// Reads a chat request.
 pub(super) fn chat(request: ChatRequest, engine: &Engine) -> Result<Ask, ServeError> {
     refuse_unknown(request.unknown.keys())?;
-    if request.messages.is_empty() {
-        return Err(ServeError::field(
-            "messages",
-            "`messages` is empty: give at least one message",
-        ));
-    }
-    let messages = request
-        .messages
-        .into_iter()
-        .map(|message| Ok(Message { role: message.role.clone(), content: text_of(message)? }))
-        .collect::<Result<Vec<_>, ServeError>>()?;
+    let messages = spoken(request.messages)?;
     let prompt = engine.chat_prompt(&messages).map_err(|e| ServeError::field("messages", e))?;
     let logprobs = match (request.logprobs, request.top_logprobs) {
         (Some(true), n) => Some(n.unwrap_or(0)),
@@ -45,7 +43,21 @@ pub(super) fn chat(request: ChatRequest, engine: &Engine) -> Result<Ask, ServeEr
             return Err(ServeError::field("top_logprobs", "`top_logprobs` needs `logprobs: true`"));
         }
     };
-    finish(request.common, prompt, logprobs, request.max_completion_tokens, engine)
+    let mut common = request.common;
+    common.max_tokens = request.max_completion_tokens.or(common.max_tokens);
+    finish(common, Dialect::Chat, prompt, logprobs, engine)
+}
+
+/// A conversation as the template takes it.
+pub(super) fn spoken(messages: Vec<ChatMessage>) -> Result<Vec<Message>, ServeError> {
+    if messages.is_empty() {
+        let message = "`messages` is empty: give at least one message";
+        return Err(ServeError::field("messages", message));
+    }
+    let spoken = |message: ChatMessage| {
+        Ok(Message { role: message.role.clone(), content: text_of(message)? })
+    };
+    messages.into_iter().map(spoken).collect()
 }
 
 /// Reads a completion request.
@@ -70,7 +82,7 @@ pub(super) fn completion(request: CompletionRequest, engine: &Engine) -> Result<
         Some(tokens) => tokens,
         None => engine.raw_prompt(&text).map_err(|error| ServeError::field("prompt", error))?,
     };
-    let mut ask = finish(request.common, prompt, request.logprobs, None, engine)?;
+    let mut ask = finish(request.common, Dialect::Completion, prompt, request.logprobs, engine)?;
     ask.echo = request.echo.unwrap_or(false).then_some(text);
     Ok(ask)
 }
@@ -107,38 +119,46 @@ fn text_of(message: ChatMessage) -> Result<String, ServeError> {
 
 fn finish(
     common: Common,
+    dialect: Dialect,
     prompt: Vec<u32>,
     logprobs: Option<u32>,
-    max_completion_tokens: Option<u32>,
     engine: &Engine,
 ) -> Result<Ask, ServeError> {
     if let Some(model) = &common.model
         && model != engine.model_name()
     {
-        let message = format!(
-            "there is no model `{model}` here: this service runs `{}`",
-            engine.model_name()
-        );
-        return Err(ServeError::NotFound(message));
+        return Err(ServeError::no_model(model, engine.model_name()));
     }
-    if common.n.is_some_and(|n| n != 1) {
-        return Err(ServeError::field("n", "`n` must be 1: send one request for each answer"));
+    let choices = common.n.unwrap_or(1);
+    if !(1..=CHOICES_MAX).contains(&choices) {
+        let message = format!("`n` is {choices}, but must lie in 1 to {CHOICES_MAX}");
+        return Err(ServeError::field("n", message));
     }
     let streamed = common.stream.unwrap_or(false);
     if common.stream_options.is_some() && !streamed {
         return Err(ServeError::field("stream_options", "`stream_options` needs `stream: true`"));
     }
     let include_usage = common.stream_options.unwrap_or_default().include_usage;
-    let max_tokens = max_completion_tokens.or(common.max_tokens);
+    let mark_tokens = common.speculative.and_then(|options| options.mark_tokens).unwrap_or(false);
     let params = GenerationParams {
         sampling: sampling(&common, logprobs.unwrap_or(0), engine)?,
-        max_tokens,
+        max_tokens: common.max_tokens,
         stop: stop(common.stop)?,
         ignore_eos: common.ignore_eos.unwrap_or(false),
         speculation: speculation(common.speculative)?,
         ..GenerationParams::default()
     };
-    Ok(Ask { prompt, params, streamed, include_usage, logprobs, echo: None })
+    Ok(Ask {
+        dialect,
+        prompt,
+        params,
+        choices,
+        streamed,
+        include_usage,
+        logprobs,
+        mark_tokens,
+        echo: None,
+    })
 }
 
 fn sampling(common: &Common, top_logprobs: u32, engine: &Engine) -> Result<Sampling, ServeError> {

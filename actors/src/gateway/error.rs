@@ -7,7 +7,8 @@ use actix_web::http::header::RETRY_AFTER;
 use actix_web::{HttpResponse, ResponseError};
 use outrider_devices::sampling::SamplingError;
 use outrider_pipeline::scheduler::RejectReason;
-use serde_json::json;
+use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::request::Refusal;
 
@@ -34,12 +35,49 @@ pub enum ServeError {
     /// The engine did not take the request.
     #[error("{0}")]
     Refused(#[from] Refusal),
-    /// The request was taken and could not be finished.
+    /// The body is in a format that is not read.
     #[error("{0}")]
-    Failed(String),
+    UnsupportedMedia(String),
+    /// An operator ended the request.
+    #[error("the request was cancelled")]
+    Cancelled,
+    /// The request was taken, and nothing is left that could finish it.
+    #[error("{0}")]
+    Lost(String),
+}
+
+/// The body of every answer that is an error.
+#[derive(Serialize, ToSchema)]
+pub(super) struct ErrorBody {
+    /// What is wrong.
+    error: ErrorObject,
+}
+
+/// OpenAI's error object.
+#[derive(Serialize, ToSchema)]
+struct ErrorObject {
+    /// What is wrong, and what would be right.
+    message: String,
+    /// Whose fault it is: `invalid_request_error`, `rate_limit_error` or `server_error`.
+    #[serde(rename = "type")]
+    kind: &'static str,
+    /// The field that is wrong, if one is.
+    param: Option<String>,
+    /// A word for programs.
+    code: Option<&'static str>,
 }
 
 impl ServeError {
+    /// The engine went away while it wrote.
+    pub(super) fn ended() -> Self {
+        Self::Lost("the engine ended before the answer was complete".into())
+    }
+
+    /// A model that is not here.
+    pub(super) fn no_model(asked: &str, served: &str) -> Self {
+        Self::NotFound(format!("there is no model `{asked}` here: this service runs `{served}`"))
+    }
+
     /// A wrong field.
     pub(super) fn field(param: &str, message: impl fmt::Display) -> Self {
         Self::BadRequest { message: message.to_string(), param: Some(param.to_owned()) }
@@ -53,7 +91,9 @@ impl ServeError {
             Self::NotFound(_) => (StatusCode::NOT_FOUND, invalid, Some("not_found")),
             Self::MethodNotAllowed(_) => (StatusCode::METHOD_NOT_ALLOWED, invalid, None),
             Self::TooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, invalid, None),
-            Self::Failed(_) => (StatusCode::INTERNAL_SERVER_ERROR, "server_error", None),
+            Self::UnsupportedMedia(_) => (StatusCode::UNSUPPORTED_MEDIA_TYPE, invalid, None),
+            Self::Cancelled => (client_closed_request(), invalid, Some("cancelled")),
+            Self::Lost(_) => (StatusCode::SERVICE_UNAVAILABLE, "server_error", Some("unit_lost")),
             Self::Refused(Refusal::Rejected(reason)) => match reason {
                 RejectReason::QueueFull { .. } => {
                     (StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", Some("queue_full"))
@@ -73,7 +113,7 @@ impl ServeError {
     }
 
     /// The error object, as a response's body or as an event of a stream.
-    pub(super) fn body(&self) -> serde_json::Value {
+    pub(super) fn body(&self) -> ErrorBody {
         let (_, kind, code) = self.parts();
         let param = match self {
             Self::BadRequest { param, .. } => param.clone(),
@@ -82,8 +122,24 @@ impl ServeError {
             ))) => Some((*field).to_owned()),
             _ => None,
         };
-        json!({"error": {"message": self.to_string(), "type": kind, "param": param, "code": code}})
+        ErrorBody { error: ErrorObject { message: self.to_string(), kind, param, code } }
     }
+
+    /// Seconds after which the same request may be served.
+    fn wait_s(&self) -> Option<u32> {
+        match self {
+            Self::Refused(Refusal::Rejected(RejectReason::QueueFull { .. })) => Some(1),
+            Self::Refused(Refusal::Draining | Refusal::Unavailable { .. }) | Self::Lost(_) => {
+                Some(5)
+            }
+            _ => None,
+        }
+    }
+}
+
+/// 499, which proxies use for a request that was called off: unlike a 5xx it is not tried again.
+fn client_closed_request() -> StatusCode {
+    StatusCode::from_u16(499).expect("three digits")
 }
 
 impl ResponseError for ServeError {
@@ -93,12 +149,7 @@ impl ResponseError for ServeError {
 
     fn error_response(&self) -> HttpResponse {
         let mut response = HttpResponse::build(self.status_code());
-        let wait_s = match self {
-            Self::Refused(Refusal::Rejected(RejectReason::QueueFull { .. })) => Some(1),
-            Self::Refused(Refusal::Draining | Refusal::Unavailable { .. }) => Some(5),
-            _ => None,
-        };
-        if let Some(wait_s) = wait_s {
+        if let Some(wait_s) = self.wait_s() {
             response.insert_header((RETRY_AFTER, wait_s.to_string()));
         }
         response.json(self.body())

@@ -8,14 +8,10 @@ use actix_web::http::header::{
 };
 use actix_web::{HttpResponse, web};
 use outrider_plans::shipped;
-use serde_json::json;
+use serde_json::{Value, json};
 
+use super::document::Refusals;
 use super::error::ServeError;
-
-/// The page itself.
-pub(super) const PAGE: &str = "/";
-/// What the page is made of.
-pub(super) const PARTS: &str = "/page/{part}";
 
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
                       base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
@@ -35,12 +31,26 @@ const FILES: &[(&str, &str, &str)] = &[
     ("words.js", SCRIPT, include_str!("words.js")),
 ];
 
-/// `GET /`.
+/// The page: what the service does, live, and a box to try a text.
+#[utoipa::path(
+    get, path = "/", tag = "page",
+    responses((status = 200, description = "The page.", body = String, content_type = "text/html"), Refusals)
+)]
 pub(super) async fn page() -> HttpResponse {
     served("text/html; charset=utf-8", include_str!("index.html"))
 }
 
-/// `GET /page/{part}`: a file of the page, or the list of plans that it offers.
+/// A file of the page, or `plans.json`, the shipped plans that it offers.
+#[utoipa::path(
+    get, path = "/page/{part}", tag = "page",
+    params(("part" = String, Path, description = "The file's name.")),
+    responses(
+        (status = 200, description = "The file.", content(
+            (String = "text/css"), (String = "text/javascript"), (String = "image/svg+xml"), (Value = "application/json")
+        )),
+        Refusals,
+    )
+)]
 pub(super) async fn part(name: web::Path<String>) -> Result<HttpResponse, ServeError> {
     if *name == "plans.json" {
         let plans = shipped().iter().map(|plan| json!({"name": plan.name, "text": plan.text}));
