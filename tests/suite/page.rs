@@ -26,16 +26,16 @@ fn a_text_is_written_with_coloured_tokens_and_both_models_are_seen_on_their_lane
     let Some((_service, browser)) = opened(DESK, TWO_UNITS) else { return };
     browser.click("#write");
     browser.await_true("document.querySelectorAll('#answer .drafted').length > 0");
-    browser.await_true("document.querySelector('#answer-note').textContent.includes('as fast')");
+    browser.await_true("document.querySelector('#answer-note').textContent.includes('× the speed')");
     let text = browser.value("document.querySelector('#answer').textContent");
     assert!(text.as_str().unwrap().contains("Installation"), "{text}");
     let read_out = browser.value("document.querySelector('#answer-text').textContent");
     assert_eq!(read_out, text, "a screen reader hears what is seen");
     let note = browser.value("document.querySelector('#answer-note').textContent");
-    assert!(note.as_str().unwrap().contains("the same text"), "{note}");
+    assert!(note.as_str().unwrap().contains("The same text"), "{note}");
     assert_ne!(browser.value("document.querySelectorAll('#answer .own').length"), 0);
 
-    // The answer that was drafted for lies further back than the plain one, so the window must be long enough.
+    // The longest window, so that it holds more than one round.
     browser.click("#time-base label:last-of-type");
     browser.await_true("document.querySelector('#lanes rect.target')");
     browser.await_true("document.querySelector('#lanes rect.draft')");
@@ -133,7 +133,7 @@ fn everything_is_reached_by_keyboard_and_has_a_name() {
 fn a_phone_needs_no_sideways_scrolling_and_both_schemes_have_contrast() {
     let Some((_service, browser)) = opened(PHONE, TWO_UNITS) else { return };
     browser.click("#write");
-    browser.await_true("document.querySelector('#answer-note').textContent.includes('as fast')");
+    browser.await_true("document.querySelector('#answer-note').textContent.includes('× the speed')");
     for scheme in ["light", "dark"] {
         browser.prefer("prefers-color-scheme", scheme);
         let widths = browser.value("[document.documentElement.scrollWidth, window.innerWidth]");

@@ -8,7 +8,7 @@ use actix_web::http::header::{
 };
 use actix_web::{HttpResponse, web};
 use outrider_plans::shipped;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::document::Refusals;
 use super::error::ServeError;
