@@ -5,6 +5,7 @@
 
 pub mod batch;
 pub mod device;
+pub mod gpu;
 pub mod graph;
 pub mod sampling;
 pub mod synthetic;

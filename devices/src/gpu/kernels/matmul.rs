@@ -1,0 +1,386 @@
+//! The matrix kernels: norm and projection, then what follows it in the block (rotation and cache, residual, SwiGLU, or
+//! nothing), for 1, 2, 4 or 8 rows of the batch at once.
+//!
+//! A workgroup computes some tiles of 4 output rows; its lanes share the columns, chunk by chunk, and join at the end.
+//! *Invariant:* the operations on one batch row, and their order, depend neither on the number of rows nor of tiles.
+
+use super::{Bind, CacheShape, Join, Lanes, Shader, Writer};
+use crate::gpu::format::StoredFormat;
+use crate::gpu::pack::Layout;
+use crate::gpu::tuning::Backing;
+
+/// Where a kernel's rows lie in its input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::gpu) enum Gather {
+    /// Row i of the batch is row i of the input.
+    AllRows,
+    /// The rows that the state lists as wanting a result, for a pass of this many rows at most.
+    HeadRows { capacity: u32 },
+}
+
+/// Root-mean-square norm of the input, whose weight is in the input already: the sums of squares come in parts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(in crate::gpu) struct Norm {
+    /// Elements that were squared.
+    pub(in crate::gpu) width: u32,
+    /// 4-vectors of parts in a row.
+    pub(in crate::gpu) stride: u32,
+    pub(in crate::gpu) epsilon: f32,
+}
+
+/// What becomes of the products.
+#[derive(Clone, Debug, PartialEq)]
+pub(in crate::gpu) enum Epilogue {
+    /// Queries and keys are rotated; queries go on, keys and values into the cache.
+    Qkv { q_tiles: u32, kv_tiles: u32, cache: CacheShape },
+    /// Added to the residual stream; with the weight of the norm that follows, if there is one.
+    Residual { stride: u32, next_norm: Option<u32> },
+    /// Tiles alternate between gate and up.
+    GateUp { stride: u32 },
+    /// Logits, from this tile of the vocabulary on.
+    Logits { stride: u32, first_tile: u32 },
+}
+
+/// One matrix kernel.
+#[derive(Clone, Debug, PartialEq)]
+pub(in crate::gpu) struct MatMul {
+    pub(in crate::gpu) layout: Layout,
+    pub(in crate::gpu) backing: Backing,
+    pub(in crate::gpu) lanes: Lanes,
+    /// Batch rows of a workgroup: 1, 2, 4 or 8.
+    pub(in crate::gpu) rows: u32,
+    /// Tiles of a workgroup.
+    pub(in crate::gpu) tiles: u32,
+    /// 4-vectors in a row of the input.
+    pub(in crate::gpu) input_stride: u32,
+    pub(in crate::gpu) gather: Gather,
+    pub(in crate::gpu) norm: Option<Norm>,
+    pub(in crate::gpu) epilogue: Epilogue,
+}
+
+impl MatMul {
+    /// Workgroups along x.
+    pub(in crate::gpu) fn groups(&self) -> u32 {
+        (self.layout.tiles as u32).div_ceil(self.tiles)
+    }
+
+    /// Bindings: input, words, [scales], [parts], then those of the epilogue.
+    pub(in crate::gpu) fn shader(&self) -> Shader {
+        let label = match self.epilogue {
+            Epilogue::Qkv { .. } => "norm+qkv+rope+cache",
+            Epilogue::Residual { .. } => "matmul+add",
+            Epilogue::GateUp { .. } => "norm+gate_up+silu_mul",
+            Epilogue::Logits { .. } => "norm+head",
+        };
+        let mut w = Writer::new(label, Bind::Read);
+        self.declare(&mut w);
+        self.locate(&mut w);
+        self.multiply(&mut w);
+        self.join(&mut w);
+        self.select_item(&mut w);
+        self.finish_item(&mut w);
+        w.line("}");
+        w.finish(self.lanes.count)
+    }
+
+    fn declare(&self, w: &mut Writer) {
+        w.read("input", "vec4<f32>");
+        w.weights(self.backing);
+        match self.layout.format.scale_words() {
+            0 => {}
+            words => w.read("scales", &format!("vec{words}<u32>")),
+        }
+        if self.norm.is_some() {
+            w.read("parts", "vec4<f32>");
+        }
+        match self.epilogue {
+            Epilogue::Qkv { .. } => {
+                w.read("turns", "vec4<f32>");
+                w.write("queries", "vec4<f32>");
+                w.write("cache", "vec2<u32>");
+            }
+            Epilogue::Residual { next_norm, .. } => {
+                w.write("stream", "vec4<f32>");
+                if next_norm.is_some() {
+                    w.read("gains", "vec4<f32>");
+                    w.write("scaled", "vec4<f32>");
+                    w.write("squares", "f32");
+                }
+            }
+            Epilogue::GateUp { .. } => w.write("hidden", "vec4<f32>"),
+            Epilogue::Logits { .. } => w.write("logits", "vec4<f32>"),
+        }
+    }
+
+    /// `first` tile, `tile_t` to read (clamped to the last), `row_n` of the input.
+    fn locate(&self, w: &mut Writer) {
+        let last = self.layout.tiles - 1;
+        w.line(format!("let first = group.x * {}u;", self.tiles));
+        for t in 0..self.tiles {
+            w.line(format!("let tile_{t} = min(first + {t}u, {last}u);"));
+        }
+        for n in 0..self.rows {
+            let at = format!("group.y * {}u + {n}u", self.rows);
+            match self.gather {
+                Gather::AllRows => w.line(format!("let row_{n} = {at};")),
+                Gather::HeadRows { capacity } => {
+                    w.line(format!("let row_{n} = state[{capacity}u + 2u * ({at})].x;"));
+                }
+            }
+        }
+    }
+
+    fn each(&self) -> impl Iterator<Item = (u32, u32)> {
+        let rows = self.rows;
+        (0..self.tiles).flat_map(move |t| (0..rows).map(move |n| (t, n)))
+    }
+
+    fn multiply(&self, w: &mut Writer) {
+        let Layout { format, chunk, .. } = self.layout;
+        let (chunks, tile_words) = (self.layout.chunks(), self.layout.tile_words());
+        for (t, n) in self.each() {
+            w.line(format!("var acc_{t}_{n} = vec4<f32>(0.0);"));
+        }
+        let scaled = format != StoredFormat::F16;
+        let offset = matches!(format, StoredFormat::Q4 | StoredFormat::Q4Offset);
+        let into = if scaled { "sum" } else { "acc" };
+        w.line(format!("for (var c = lane; c < {chunks}u; c += {}u) {{", self.lanes.count));
+        if scaled {
+            for (t, n) in self.each() {
+                w.line(format!("var sum_{t}_{n} = vec4<f32>(0.0);"));
+            }
+        }
+        if offset {
+            for n in 0..self.rows {
+                w.line(format!("var total_{n} = 0.0;"));
+            }
+        }
+        let units_a_word = (format.word_columns() / 4).max(1);
+        for unit in 0..chunk / 4 {
+            if unit % units_a_word == 0 {
+                w.line("{");
+            }
+            for n in 0..self.rows {
+                w.line(format!(
+                    "let a_{n}_{unit} = input[row_{n} * {}u + c * {}u + {unit}u];",
+                    self.input_stride,
+                    chunk / 4
+                ));
+                if offset {
+                    w.line(format!(
+                        "total_{n} += (a_{n}_{unit}.x + a_{n}_{unit}.y) + (a_{n}_{unit}.z + a_{n}_{unit}.w);"
+                    ));
+                }
+            }
+            for t in 0..self.tiles {
+                let word = |plane: usize| {
+                    format!("word(tile_{t} * {tile_words}u + {}u + c)", plane * chunks)
+                };
+                let columns = columns(w, format, t, unit, word);
+                for (column, part) in columns.iter().zip(["x", "y", "z", "w"]) {
+                    for n in 0..self.rows {
+                        w.line(format!(
+                            "{into}_{t}_{n} = fma({column}, vec4<f32>(a_{n}_{unit}.{part}), {into}_{t}_{n});"
+                        ));
+                    }
+                }
+            }
+            if (unit + 1) % units_a_word == 0 {
+                w.line("}");
+            }
+        }
+        if scaled {
+            self.scale(w);
+        }
+        w.line("}");
+    }
+
+    /// Adds a chunk's sums, times their scale, to the accumulators.
+    fn scale(&self, w: &mut Writer) {
+        let blocks = self.layout.blocks();
+        let chunks_a_block = 32 / self.layout.chunk;
+        for t in 0..self.tiles {
+            w.line(format!("let s_{t} = scales[tile_{t} * {blocks}u + c / {chunks_a_block}u];"));
+            w.line(format!(
+                "let scale_{t} = vec4<f32>(unpack2x16float(s_{t}.x), unpack2x16float(s_{t}.y));"
+            ));
+            if self.layout.format == StoredFormat::Q4Offset {
+                w.line(format!(
+                    "let offset_{t} = vec4<f32>(unpack2x16float(s_{t}.z), unpack2x16float(s_{t}.w));"
+                ));
+            }
+        }
+        for (t, n) in self.each() {
+            match self.layout.format {
+                StoredFormat::Q4 => w.line(format!(
+                    "sum_{t}_{n} = fma(vec4<f32>(-8.0), vec4<f32>(total_{n}), sum_{t}_{n});"
+                )),
+                StoredFormat::Q4Offset => w.line(format!(
+                    "acc_{t}_{n} = fma(offset_{t}, vec4<f32>(total_{n}), acc_{t}_{n});"
+                )),
+                StoredFormat::Q8 | StoredFormat::F16 => {}
+            }
+            w.line(format!("acc_{t}_{n} = fma(sum_{t}_{n}, scale_{t}, acc_{t}_{n});"));
+        }
+    }
+
+    /// Joins the lanes; with a norm, `inverse_n` is the factor of row n.
+    fn join(&self, w: &mut Writer) {
+        let mut names: Vec<_> = self.each().map(|(t, n)| format!("acc_{t}_{n}")).collect();
+        if let Some(Norm { stride, .. }) = self.norm {
+            for n in 0..self.rows {
+                w.line(format!("var part_{n} = vec4<f32>(0.0);"));
+            }
+            w.line(format!("for (var p = lane; p < {stride}u; p += {}u) {{", self.lanes.count));
+            for n in 0..self.rows {
+                w.line(format!("part_{n} += parts[row_{n} * {stride}u + p];"));
+            }
+            w.line("}");
+            for (quad, rows) in (0..self.rows).collect::<Vec<_>>().chunks(4).enumerate() {
+                let part = |i: usize| match rows.get(i) {
+                    Some(n) => format!("(part_{n}.x + part_{n}.y) + (part_{n}.z + part_{n}.w)"),
+                    None => "0.0".to_owned(),
+                };
+                let all = [0, 1, 2, 3].map(part).join(", ");
+                w.line(format!("var square_{quad} = vec4<f32>({all});"));
+                names.push(format!("square_{quad}"));
+            }
+        }
+        self.lanes.reduce(w, Join::Add, "vec4<f32>", &names);
+        if let Some(Norm { width, epsilon, .. }) = self.norm {
+            for n in 0..self.rows {
+                let part = ["x", "y", "z", "w"][n as usize % 4];
+                w.line(format!(
+                    "let inverse_{n} = 1.0 / sqrt(square_{}.{part} / {width}.0 + {epsilon:e});",
+                    n / 4
+                ));
+            }
+        }
+    }
+
+    /// Gives each lane one (tile, row) to finish: `tile`, `row` of the pass, its value `v` and, for SwiGLU, `up`.
+    fn select_item(&self, w: &mut Writer) {
+        let step = if self.is_paired() { 2 } else { 1 };
+        let items = self.tiles / step * self.rows;
+        w.line(format!("let n = lane % {}u;", self.rows));
+        w.line(format!("let tile = first + lane / {}u * {step}u;", self.rows));
+        w.line(format!("let row = group.y * {}u + n;", self.rows));
+        for (name, second) in [("v", 0), ("up", 1)].into_iter().take(step as usize) {
+            w.line(format!("var {name} = acc_{second}_0;"));
+            for item in 1..items {
+                let (t, n) = (item / self.rows * step + second, item % self.rows);
+                w.line(format!("{name} = select({name}, acc_{t}_{n}, lane == {item}u);"));
+            }
+        }
+        if self.norm.is_some() {
+            w.line("var inverse = inverse_0;");
+            for n in 1..self.rows {
+                w.line(format!("inverse = select(inverse, inverse_{n}, n == {n}u);"));
+            }
+            w.line("v *= inverse;");
+            if self.is_paired() {
+                w.line("up *= inverse;");
+            }
+        }
+        w.line(format!("if (lane < {items}u && tile < {}u) {{", self.layout.tiles));
+    }
+
+    fn is_paired(&self) -> bool {
+        matches!(self.epilogue, Epilogue::GateUp { .. })
+    }
+
+    fn finish_item(&self, w: &mut Writer) {
+        match &self.epilogue {
+            Epilogue::Qkv { q_tiles, kv_tiles, cache } => finish_qkv(w, *q_tiles, *kv_tiles, cache),
+            Epilogue::Residual { stride, next_norm } => {
+                w.line(format!("let at = row * {stride}u + tile;"));
+                w.line("let x = stream[at] + v;");
+                w.line("stream[at] = x;");
+                if let Some(square_stride) = next_norm {
+                    w.line("scaled[at] = x * gains[tile];");
+                    w.line(format!("squares[row * {square_stride}u + tile] = dot4(x);"));
+                    w.declare(DOT4);
+                }
+            }
+            Epilogue::GateUp { stride } => {
+                w.line(format!("hidden[row * {stride}u + tile / 2u] = v / (1.0 + exp(-v)) * up;"));
+            }
+            Epilogue::Logits { stride, first_tile } => {
+                w.line(format!("logits[row * {stride}u + {first_tile}u + tile] = v;"));
+            }
+        }
+    }
+}
+
+/// Sum of the squares of a 4-vector, in one fixed order.
+pub(super) const DOT4: &str = "fn dot4(x: vec4<f32>) -> f32 \
+    { return fma(x.w, x.w, fma(x.z, x.z, fma(x.y, x.y, x.x * x.x))); }";
+
+fn finish_qkv(w: &mut Writer, q_tiles: u32, kv_tiles: u32, cache: &CacheShape) {
+    let CacheShape { positions, head_dim, .. } = *cache;
+    let head_tiles = head_dim / 4;
+    let half = cache.half_slot_words() * 2;
+    w.line("let at = state[row];");
+    w.line(format!("if (tile < {}u) {{", q_tiles + kv_tiles));
+    w.line(format!("let turn = turns[at.y * {head_tiles}u + tile % {head_tiles}u];"));
+    w.line("let s = vec4<f32>(-v.y, v.x, -v.w, v.z) * turn.yyww;");
+    w.line("v = fma(v, turn.xxzz, s);");
+    w.line("}");
+    w.line(format!("if (tile < {q_tiles}u) {{ queries[row * {q_tiles}u + tile] = v; }}"));
+    w.line("else if (at.w != 0u) {");
+    w.line("let halves = vec2<u32>(pack2x16float(v.xy), pack2x16float(v.zw));");
+    w.line(format!("let slot = at.x * {}u;", half * 2));
+    w.line(format!("let is_value = tile >= {}u;", q_tiles + kv_tiles));
+    w.line(format!("let t = tile - select({q_tiles}u, {}u, is_value);", q_tiles + kv_tiles));
+    w.line(format!("let head = t / {head_tiles}u;"));
+    w.line(format!("let part = t % {head_tiles}u;"));
+    w.line(format!(
+        "let key = slot + ((head * {}u + part / 2u) * {positions}u + at.y) * 2u + part % 2u;",
+        head_dim / 8
+    ));
+    w.line(format!(
+        "let value = slot + {half}u + (head * {positions}u + at.y) * {head_tiles}u + part;"
+    ));
+    w.line("cache[select(key, value, is_value)] = halves;");
+    w.line("}");
+}
+
+/// Emits the loads of `unit`, 4 columns of tile `t`, and returns the 4 columns as 4-vectors over the tile's rows.
+fn columns(
+    w: &mut Writer,
+    format: StoredFormat,
+    t: u32,
+    unit: usize,
+    word: impl Fn(usize) -> String,
+) -> [String; 4] {
+    match format {
+        StoredFormat::Q8 => {
+            w.line(format!("let w_{t} = bitcast<vec4<i32>>({});", word(unit)));
+            [24, 16, 8, 0].map(|up| {
+                let top = if up == 0 { format!("w_{t}") } else { format!("(w_{t} << vec4<u32>({up}u))") };
+                format!("vec4<f32>({top} >> vec4<u32>(24u))")
+            })
+        }
+        StoredFormat::Q4 | StoredFormat::Q4Offset => {
+            if unit % 2 == 0 {
+                w.line(format!("let w_{t} = {};", word(unit / 2)));
+            }
+            [0, 1, 2, 3].map(|i| {
+                let down = (unit % 2 * 4 + i) * 4;
+                format!("vec4<f32>((w_{t} >> vec4<u32>({down}u)) & vec4<u32>(15u))")
+            })
+        }
+        StoredFormat::F16 => {
+            for half in 0..2 {
+                w.line(format!("let w_{t}_{half} = {};", word(unit * 2 + half)));
+                for (row, part) in ["x", "y", "z", "w"].into_iter().enumerate() {
+                    w.line(format!("let h_{t}_{half}_{row} = unpack2x16float(w_{t}_{half}.{part});"));
+                }
+            }
+            [(0, "x"), (0, "y"), (1, "x"), (1, "y")].map(|(half, part)| {
+                let rows = [0, 1, 2, 3].map(|row| format!("h_{t}_{half}_{row}.{part}")).join(", ");
+                format!("vec4<f32>({rows})")
+            })
+        }
+    }
+}

@@ -1,0 +1,262 @@
+//! The WGSL generator: one function a kernel, every size a constant of the generated text.
+//!
+//! *Invariant:* every index that a kernel forms lies inside its binding for any state that the host may write (rows
+//! below the pass's capacity, slots below the slots, positions below the positions, tokens below the vocabulary); the
+//! shaders run without bounds checks on the strength of it.
+
+mod attend;
+mod embed;
+mod matmul;
+mod pick;
+
+use std::fmt::Write;
+
+pub(super) use attend::Attend;
+pub(super) use embed::{Embed, EmbedSource};
+pub(super) use matmul::{Epilogue, Gather, MatMul, Norm};
+pub(super) use pick::{Feed, PickBest, PickMerge};
+
+use super::tuning::{Backing, Tuning};
+
+/// Texels in a row of a weight texture.
+pub(super) const TEXTURE_SIDE: u32 = 4096;
+
+/// What a binding of a kernel is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Bind {
+    Read,
+    Write,
+    Texture,
+}
+
+/// A generated kernel: its text, and its bindings in group 0 in order. The state is group 1.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Shader {
+    pub(super) label: &'static str,
+    pub(super) code: String,
+    pub(super) binds: Vec<Bind>,
+    pub(super) state: Bind,
+}
+
+/// Sizes of the caches of one layer. In 128-bit words: keys `[slot][kv head][head_dim / 8][position]`, each word 8
+/// elements of one position, then values `[kv head][position][head_dim / 8]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct CacheShape {
+    pub(super) slots: u32,
+    pub(super) positions: u32,
+    pub(super) kv_heads: u32,
+    pub(super) head_dim: u32,
+}
+
+impl CacheShape {
+    /// 128-bit words of all keys of a slot; values take as many.
+    pub(super) fn half_slot_words(&self) -> u32 {
+        self.kv_heads * self.head_dim / 8 * self.positions
+    }
+
+    /// Bytes of one layer.
+    pub(super) fn bytes(&self) -> u64 {
+        u64::from(self.slots) * u64::from(self.half_slot_words()) * 32
+    }
+}
+
+/// Builds a shader's text: declarations as they are asked for, then the body of `main`.
+pub(super) struct Writer {
+    label: &'static str,
+    declarations: String,
+    pub(super) body: String,
+    binds: Vec<Bind>,
+    state: Bind,
+}
+
+impl Writer {
+    pub(super) fn new(label: &'static str, state: Bind) -> Self {
+        let access = if state == Bind::Write { "read_write" } else { "read" };
+        let declarations = format!(
+            "@group(1) @binding(0) var<storage, {access}> state: array<vec4<u32>>;\n"
+        );
+        Self { label, declarations, body: String::new(), binds: Vec::new(), state }
+    }
+
+    /// Declares a storage array of `element` that is only read.
+    pub(super) fn read(&mut self, name: &str, element: &str) {
+        self.storage(name, element, Bind::Read);
+    }
+
+    /// Declares a storage array of `element` that is written.
+    pub(super) fn write(&mut self, name: &str, element: &str) {
+        self.storage(name, element, Bind::Write);
+    }
+
+    fn storage(&mut self, name: &str, element: &str, bind: Bind) {
+        let access = if bind == Bind::Write { "read_write" } else { "read" };
+        let number = self.binds.len();
+        self.declare(&format!(
+            "@group(0) @binding({number}) var<storage, {access}> {name}: array<{element}>;"
+        ));
+        self.binds.push(bind);
+    }
+
+    /// Declares `words`, and `word(i)`, which reads its i-th 128 bits.
+    pub(super) fn weights(&mut self, backing: Backing) {
+        match backing {
+            Backing::Buffer => {
+                self.read("words", "vec4<u32>");
+                self.declare("fn word(i: u32) -> vec4<u32> { return words[i]; }");
+            }
+            Backing::Texture => {
+                let number = self.binds.len();
+                self.declare(&format!(
+                    "@group(0) @binding({number}) var words: texture_storage_2d<rgba32uint, read>;"
+                ));
+                self.binds.push(Bind::Texture);
+                let (mask, shift) = (TEXTURE_SIDE - 1, TEXTURE_SIDE.trailing_zeros());
+                self.declare(&format!(
+                    "fn word(i: u32) -> vec4<u32> {{ return textureLoad(words, vec2<u32>(i & {mask}u, i >> {shift}u)); }}"
+                ));
+            }
+        }
+    }
+
+    pub(super) fn declare(&mut self, text: &str) {
+        self.declarations.push_str(text);
+        self.declarations.push('\n');
+    }
+
+    pub(super) fn line(&mut self, text: impl AsRef<str>) {
+        self.body.push_str(text.as_ref());
+        self.body.push('\n');
+    }
+
+    /// The shader, with a workgroup of `lanes`.
+    pub(super) fn finish(self, lanes: u32) -> Shader {
+        let mut code = self.declarations;
+        let subgroups = self.body.contains("sub_id") || self.body.contains("sub_lane");
+        let more = if subgroups {
+            ", @builtin(subgroup_id) sub_id: u32, @builtin(subgroup_invocation_id) sub_lane: u32"
+        } else {
+            ""
+        };
+        write!(
+            code,
+            "@compute @workgroup_size({lanes}) fn main(@builtin(workgroup_id) group: vec3<u32>, \
+             @builtin(local_invocation_index) lane: u32{more}) {{\n{}}}\n",
+            self.body
+        )
+        .expect("a string takes any text");
+        Shader { label: self.label, code, binds: self.binds, state: self.state }
+    }
+}
+
+/// How the lanes of a workgroup join their values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Lanes {
+    pub(super) count: u32,
+    pub(super) subgroup: Option<u32>,
+}
+
+impl Lanes {
+    pub(super) fn of(tuning: &Tuning) -> Self {
+        Self { count: tuning.lanes, subgroup: tuning.subgroup }
+    }
+
+    /// One subgroup of `tuning`, or its fallback.
+    pub(super) fn narrow(tuning: &Tuning) -> Self {
+        Self { count: tuning.subgroup.unwrap_or(tuning.lanes), subgroup: tuning.subgroup }
+    }
+
+    /// Replaces each of the variables `names`, of type `kind`, by `join` over all lanes; all lanes get the result.
+    /// Must be emitted where all lanes pass, and once a kernel for each `kind` and `join`.
+    pub(super) fn reduce(self, writer: &mut Writer, join: Join, kind: &str, names: &[String]) {
+        let array = format!("shared_{}", join.name());
+        match self.subgroup {
+            Some(size) if size == self.count => {
+                for name in names {
+                    writer.line(format!("{name} = {}({name});", join.subgroup()));
+                }
+            }
+            Some(size) => {
+                let groups = self.count / size;
+                writer.declare(&format!(
+                    "var<workgroup> {array}: array<{kind}, {}>;",
+                    groups as usize * names.len()
+                ));
+                for (i, name) in names.iter().enumerate() {
+                    let at = i as u32 * groups;
+                    writer.line(format!("{name} = {}({name});", join.subgroup()));
+                    writer.line(format!("if (sub_lane == 0u) {{ {array}[{at}u + sub_id] = {name}; }}"));
+                }
+                writer.line("workgroupBarrier();");
+                for (i, name) in names.iter().enumerate() {
+                    let at = i as u32 * groups;
+                    writer.line(format!("{name} = {array}[{at}];"));
+                    for other in 1..groups {
+                        let joined = join.pair(name, &format!("{array}[{}]", at + other));
+                        writer.line(format!("{name} = {joined};"));
+                    }
+                }
+            }
+            None => {
+                let count = self.count;
+                writer.declare(&format!(
+                    "var<workgroup> {array}: array<{kind}, {}>;",
+                    count as usize * names.len()
+                ));
+                for (i, name) in names.iter().enumerate() {
+                    writer.line(format!("{array}[{}u + lane] = {name};", i as u32 * count));
+                }
+                writer.line("workgroupBarrier();");
+                let mut half = count / 2;
+                while half > 0 {
+                    writer.line(format!("if (lane < {half}u) {{"));
+                    for i in 0..names.len() as u32 {
+                        let (a, b) = (i * count, i * count + half);
+                        let mine = format!("{array}[{a}u + lane]");
+                        let joined = join.pair(&mine, &format!("{array}[{b}u + lane]"));
+                        writer.line(format!("{mine} = {joined};"));
+                    }
+                    writer.line("}");
+                    writer.line("workgroupBarrier();");
+                    half /= 2;
+                }
+                for (i, name) in names.iter().enumerate() {
+                    writer.line(format!("{name} = {array}[{}];", i as u32 * count));
+                }
+            }
+        }
+    }
+}
+
+/// How two lanes' values become one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Join {
+    Add,
+    Max,
+    Min,
+}
+
+impl Join {
+    fn name(self) -> &'static str {
+        match self {
+            Join::Add => "add",
+            Join::Max => "max",
+            Join::Min => "min",
+        }
+    }
+
+    fn subgroup(self) -> &'static str {
+        match self {
+            Join::Add => "subgroupAdd",
+            Join::Max => "subgroupMax",
+            Join::Min => "subgroupMin",
+        }
+    }
+
+    fn pair(self, a: &str, b: &str) -> String {
+        match self {
+            Join::Add => format!("{a} + {b}"),
+            Join::Max => format!("max({a}, {b})"),
+            Join::Min => format!("min({a}, {b})"),
+        }
+    }
+}

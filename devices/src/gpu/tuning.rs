@@ -1,0 +1,76 @@
+//! The shape of the generated kernels on one adapter: what may differ between adapters without changing a result's
+//! meaning (its bits may differ, so a tuning is fixed for the life of a device).
+
+use super::adapter::{AdapterKind, GpuAdapter};
+
+/// What weights are read through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backing {
+    /// Storage buffers: best on hardware.
+    Buffer,
+    /// Storage textures of four 32-bit words a texel: best on a software rasteriser, which gathers texels as vectors
+    /// but storage words one by one.
+    Texture,
+}
+
+/// Parameters of the kernel generator.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tuning {
+    /// What weights are read through.
+    pub backing: Backing,
+    /// Lanes of a subgroup where it is known and fixed; `None` reduces through workgroup memory instead.
+    pub subgroup: Option<u32>,
+    /// Lanes of a matrix kernel's workgroup: a power of two, a multiple of the subgroup.
+    pub lanes: u32,
+    /// Tiles of 4 output rows that a workgroup computes, for 1, 2, 4 and 8 batch rows.
+    pub tiles: [u32; 4],
+    /// Columns that a lane takes at a time: 8, 16 or 32.
+    pub chunk: u32,
+    /// Subgroups that share the positions of one attention head; 1 without subgroups.
+    pub attention_subgroups: u32,
+    /// Logits that one workgroup looks through for its best: a multiple of 4 lanes.
+    pub pick_span: u32,
+    /// Most rows of one submission; longer batches are split.
+    pub pass_rows: usize,
+}
+
+impl Tuning {
+    /// What to begin with on `adapter`, whose device can use subgroup operations if `subgroups`.
+    pub(super) fn for_adapter(adapter: &GpuAdapter, subgroups: Subgroups) -> Self {
+        let (least, most) = adapter.limits.subgroup;
+        // Where the compiler chooses the subgroup size by kernel, sums of the row-count variants could differ.
+        let subgroup = (subgroups == Subgroups::Offered && least == most).then_some(least);
+        if adapter.kind == AdapterKind::Software {
+            let lanes = subgroup.unwrap_or(8);
+            Self {
+                backing: Backing::Texture,
+                subgroup,
+                lanes,
+                tiles: [4, 4, 2, 1],
+                chunk: 32,
+                attention_subgroups: 1,
+                pick_span: 4096,
+                pass_rows: 64,
+            }
+        } else {
+            let lanes = subgroup.unwrap_or(32).max(16);
+            Self {
+                backing: Backing::Buffer,
+                subgroup,
+                lanes,
+                tiles: [1, 1, 1, 1],
+                chunk: 32,
+                attention_subgroups: if subgroup.is_some() { (128 / lanes).clamp(1, 8) } else { 1 },
+                pick_span: 1024,
+                pass_rows: 64,
+            }
+        }
+    }
+}
+
+/// Whether a device has the subgroup operations of WGSL.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Subgroups {
+    Offered,
+    Missing,
+}
