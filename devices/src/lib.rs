@@ -4,10 +4,15 @@
 //! [`Subgraph`] and ragged batches of rows, and answers with activations or picked tokens.
 
 pub mod batch;
+mod choose;
 pub mod device;
+pub mod discovery;
 pub mod gpu;
 pub mod graph;
+pub mod reference;
 pub mod sampling;
+pub mod sim;
+pub mod slots;
 pub mod synthetic;
 
 pub use batch::{

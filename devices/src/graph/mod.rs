@@ -5,6 +5,7 @@
 //! is the number of batch rows; only weights have fixed shapes. *Invariant:* nodes are in execution order and each
 //! value is written by exactly one node (or is the graph's input).
 
+pub mod arena;
 mod llama;
 mod op;
 pub mod passes;
