@@ -57,7 +57,11 @@ pub struct GpuAdapter {
 
 impl fmt::Display for GpuAdapter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {} ({:?}, {}, {}", self.index, self.name, self.kind, self.backend, self.driver)?;
+        write!(
+            f,
+            "{}: {} ({:?}, {}, {}",
+            self.index, self.name, self.kind, self.backend, self.driver
+        )?;
         if let Some(bytes) = self.memory_bytes {
             write!(f, ", {} MiB", bytes >> 20)?;
         }
@@ -146,9 +150,11 @@ fn enumerate() -> (Vec<(GpuAdapter, wgpu::Adapter)>, Option<String>) {
 
 fn why_none() -> String {
     if cfg!(target_os = "linux") && !vulkan_loader_present() {
-        "no Vulkan loader: libvulkan.so.1 could not be opened (install the GPU's Vulkan driver)".into()
+        "no Vulkan loader: libvulkan.so.1 could not be opened (install the GPU's Vulkan driver)"
+            .into()
     } else {
-        "the drivers report no adapter (install the GPU's Vulkan driver, or check its permissions)".into()
+        "the drivers report no adapter (install the GPU's Vulkan driver, or check its permissions)"
+            .into()
     }
 }
 

@@ -3,6 +3,7 @@
 //! *Invariant:* nothing wgpu reports becomes a panic. Once lost, a context answers every call with the same
 //! [`DeviceError::Lost`].
 
+use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -113,10 +114,10 @@ impl Context {
         self.lost(detail)
     }
 
-    /// Runs `make` and returns what wgpu has to say against it as an error. `subgraph` names what is compiled.
+    /// Runs `make` and returns what wgpu has to say against it as an error.
     pub(super) fn scoped<T>(
         &self,
-        subgraph: &str,
+        doing: Doing<'_>,
         make: impl FnOnce() -> T,
     ) -> Result<T, DeviceError> {
         self.check()?;
@@ -129,15 +130,19 @@ impl Context {
         let full = pollster::block_on(memory.pop());
         self.check()?;
         if full.is_some() {
-            return Err(self.out_of_memory(format!("an allocation for {subgraph} was refused")));
+            return Err(self.out_of_memory(format!("the driver has no room for {doing}")));
         }
         match invalid.or(broken) {
-            Some(error) => Err(DeviceError::Compile {
-                device: self.name.clone(),
-                subgraph: subgraph.to_owned(),
-                detail: error.to_string(),
-            }),
             None => Ok(made),
+            Some(error) => Err(match doing {
+                Doing::Allocating(_) => self.out_of_memory(format!("{doing}: {error}")),
+                Doing::Submitting => self.mark_lost(&format!("{doing}: {error}")),
+                Doing::Compiling(stage) => DeviceError::Compile {
+                    device: self.name.clone(),
+                    subgraph: stage.to_owned(),
+                    detail: error.to_string(),
+                },
+            }),
         }
     }
 
@@ -180,7 +185,7 @@ impl Context {
             self.device.destroy();
             return Err(self.mark_lost("destroyed by an injected fault"));
         }
-        let index = self.scoped("a submission", || self.queue.submit([encoder.finish()]))?;
+        let index = self.scoped(Doing::Submitting, || self.queue.submit([encoder.finish()]))?;
         if self.faults.contains(&GpuFault::TimeOutAtSubmission(number)) {
             return Err(self.timed_out());
         }
@@ -205,6 +210,25 @@ impl Context {
         std::mem::forget(self.queue.clone());
         let limit = self.submission_timeout;
         self.mark_lost(&format!("a submission did not finish within {limit:?}"))
+    }
+}
+
+/// What is being done when an error comes up.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Doing<'a> {
+    /// Making a buffer or texture of this name.
+    Allocating(&'a str),
+    /// Compiling or binding kernels of the stage of this name.
+    Compiling(&'a str),
+    Submitting,
+}
+
+impl fmt::Display for Doing<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Doing::Allocating(name) | Doing::Compiling(name) => f.write_str(name),
+            Doing::Submitting => f.write_str("a submission"),
+        }
     }
 }
 

@@ -145,7 +145,9 @@ impl<'a> RowReader<'a> {
                 }
             }
             WeightFormat::Q8_0 => read_q8_0(bytes, &mut stored),
-            WeightFormat::Q4_0 if self.format == StoredFormat::Q8 => read_q4_0_as_q8(bytes, &mut stored),
+            WeightFormat::Q4_0 if self.format == StoredFormat::Q8 => {
+                read_q4_0_as_q8(bytes, &mut stored)
+            }
             WeightFormat::Q4_0 => read_q4(bytes, 2, &mut stored),
             WeightFormat::Q4_1 => read_q4(bytes, 4, &mut stored),
             WeightFormat::Q5_0 => read_q5_0(bytes, &mut stored),

@@ -15,10 +15,8 @@ mod kernels;
 mod lower;
 pub mod measure;
 mod pack;
-mod picks;
 mod pipelines;
 mod record;
-mod slots;
 mod stage;
 mod state;
 #[cfg(test)]

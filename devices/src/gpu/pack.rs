@@ -92,11 +92,12 @@ impl<'a> Matrix<'a> {
         scales.clear();
         let pair = |a: u16, b: u16| u32::from(a) | u32::from(b) << 16;
         for block in 0..self.layout.blocks() {
-            for of in [|r: &StoredRow| &r.scales[..], |r: &StoredRow| &r.offsets[..]] {
-                if !of(&rows[0]).is_empty() {
-                    let [a, b, c, d] = std::array::from_fn(|i| of(&rows[i])[block]);
-                    scales.extend([pair(a, b), pair(c, d)]);
-                }
+            let mut push = |[a, b, c, d]: [u16; TILE]| scales.extend([pair(a, b), pair(c, d)]);
+            if !rows[0].scales.is_empty() {
+                push(std::array::from_fn(|i| rows[i].scales[block]));
+            }
+            if !rows[0].offsets.is_empty() {
+                push(std::array::from_fn(|i| rows[i].offsets[block]));
             }
         }
     }

@@ -74,3 +74,30 @@ pub(super) enum Subgroups {
     Offered,
     Missing,
 }
+
+impl Tuning {
+    /// Whether the generator can follow it; the error says why not.
+    pub(super) fn check(&self) -> Result<(), String> {
+        let Self { lanes, subgroup, chunk, .. } = *self;
+        if !(8..=128).contains(&lanes) || !lanes.is_power_of_two() {
+            return Err(format!("{lanes} lanes, not a power of two from 8 to 128"));
+        }
+        if subgroup.is_some_and(|s| s == 0 || !lanes.is_multiple_of(s)) {
+            return Err(format!("{lanes} lanes are not whole subgroups of {subgroup:?}"));
+        }
+        if ![8, 16, 32].contains(&chunk) {
+            return Err(format!("chunks of {chunk} columns, not 8, 16 or 32"));
+        }
+        let items = self.tiles.iter().zip([1, 2, 4, 8]).map(|(t, n)| t * n);
+        if items.clone().any(|i| i == 0 || i > lanes) {
+            return Err(format!("tiles {:?} do not fit {lanes} lanes", self.tiles));
+        }
+        if self.attention_subgroups == 0 || (subgroup.is_none() && self.attention_subgroups != 1) {
+            return Err("attention needs one subgroup, or subgroup operations".into());
+        }
+        if self.pick_span == 0 || !self.pick_span.is_multiple_of(4) || self.pass_rows == 0 {
+            return Err("a span must be a multiple of 4, a pass at least a row".into());
+        }
+        Ok(())
+    }
+}

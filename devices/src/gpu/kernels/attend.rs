@@ -11,6 +11,8 @@ use super::{Bind, CacheShape, Join, Lanes, Shader, Writer};
 pub(in crate::gpu) struct Attend {
     pub(in crate::gpu) heads: u32,
     pub(in crate::gpu) cache: CacheShape,
+    /// Pairs of elements in a row of the output.
+    pub(in crate::gpu) stride: u32,
     /// One subgroup, or a workgroup where there are no subgroup operations.
     pub(in crate::gpu) lanes: Lanes,
     /// Subgroups of a workgroup; 1 without subgroup operations.
@@ -35,11 +37,7 @@ impl Attend {
         w.line("let at = state[group.y];");
         w.line("let count = select(0u, at.y + 1u, at.w != 0u);");
         w.line(format!("let kv = group.x / {}u;", self.heads / kv_heads));
-        w.line(format!(
-            "let key = at.x * {}u + kv * {}u;",
-            2 * half,
-            head_dim / 8 * positions
-        ));
+        w.line(format!("let key = at.x * {}u + kv * {}u;", 2 * half, head_dim / 8 * positions));
         w.line(format!(
             "let value = (at.x * {}u + {half}u + kv * {}u) * {}u;",
             2 * half,
@@ -146,12 +144,15 @@ impl Attend {
             w.declare(&format!("var<workgroup> outs: array<vec2<f32>, {}>;", subgroups * words));
             w.line("if (sub_lane == 0u) { tops[sub_id] = vec2<f32>(most, sum); }");
             w.line(format!("if ({owns}) {{"));
-            w.line(format!("let own = sub_id * {words}u + min(sub_lane * {share}u, {}u);", words - share));
+            w.line(format!(
+                "let own = sub_id * {words}u + min(sub_lane * {share}u, {}u);",
+                words - share
+            ));
             for i in 0..share {
                 w.line(format!("outs[own + {i}u] = o_{i};"));
             }
             w.line("}\nworkgroupBarrier();");
-            w.line("for (var s = 0u; s < 1u; s += 1u) { most = tops[0].x; }");
+            w.line("most = tops[0].x;");
             for s in 1..subgroups {
                 w.line(format!("most = max(most, tops[{s}].x);"));
             }
@@ -176,8 +177,8 @@ impl Attend {
             w.line(format!("if ({owns} && count > 0u) {{"));
         }
         w.line(format!(
-            "let to = (group.y * {}u + group.x) * {words}u + min({lane} * {share}u, {}u);",
-            self.heads,
+            "let to = group.y * {}u + group.x * {words}u + min({lane} * {share}u, {}u);",
+            self.stride,
             words - share
         ));
         for i in 0..share {

@@ -1,8 +1,8 @@
 //! The first kernel of a stage: rows of the embedding table, or the activations of the stage before, become the
 //! residual stream, times the weight of the first norm, with the sums of squares that the norm needs.
 
-use super::{Bind, Shader, Writer};
 use super::matmul::DOT4;
+use super::{Bind, Shader, Writer};
 use crate::gpu::format::StoredFormat;
 use crate::gpu::pack::Layout;
 use crate::gpu::tuning::Backing;

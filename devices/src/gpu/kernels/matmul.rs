@@ -285,7 +285,8 @@ impl MatMul {
         w.line(format!("if (lane < {items}u && tile < {}u) {{", self.layout.tiles));
     }
 
-    fn is_paired(&self) -> bool {
+    /// Whether tiles come in pairs: gate, then up.
+    pub(in crate::gpu) fn is_paired(&self) -> bool {
         matches!(self.epilogue, Epilogue::GateUp { .. })
     }
 
@@ -357,7 +358,8 @@ fn columns(
         StoredFormat::Q8 => {
             w.line(format!("let w_{t} = bitcast<vec4<i32>>({});", word(unit)));
             [24, 16, 8, 0].map(|up| {
-                let top = if up == 0 { format!("w_{t}") } else { format!("(w_{t} << vec4<u32>({up}u))") };
+                let top =
+                    if up == 0 { format!("w_{t}") } else { format!("(w_{t} << vec4<u32>({up}u))") };
                 format!("vec4<f32>({top} >> vec4<u32>(24u))")
             })
         }
@@ -374,7 +376,9 @@ fn columns(
             for half in 0..2 {
                 w.line(format!("let w_{t}_{half} = {};", word(unit * 2 + half)));
                 for (row, part) in ["x", "y", "z", "w"].into_iter().enumerate() {
-                    w.line(format!("let h_{t}_{half}_{row} = unpack2x16float(w_{t}_{half}.{part});"));
+                    w.line(format!(
+                        "let h_{t}_{half}_{row} = unpack2x16float(w_{t}_{half}.{part});"
+                    ));
                 }
             }
             [(0, "x"), (0, "y"), (1, "x"), (1, "y")].map(|(half, part)| {

@@ -72,9 +72,8 @@ pub(super) struct Writer {
 impl Writer {
     pub(super) fn new(label: &'static str, state: Bind) -> Self {
         let access = if state == Bind::Write { "read_write" } else { "read" };
-        let declarations = format!(
-            "@group(1) @binding(0) var<storage, {access}> state: array<vec4<u32>>;\n"
-        );
+        let declarations =
+            format!("@group(1) @binding(0) var<storage, {access}> state: array<vec4<u32>>;\n");
         Self { label, declarations, body: String::new(), binds: Vec::new(), state }
     }
 
@@ -184,7 +183,9 @@ impl Lanes {
                 for (i, name) in names.iter().enumerate() {
                     let at = i as u32 * groups;
                     writer.line(format!("{name} = {}({name});", join.subgroup()));
-                    writer.line(format!("if (sub_lane == 0u) {{ {array}[{at}u + sub_id] = {name}; }}"));
+                    writer.line(format!(
+                        "if (sub_lane == 0u) {{ {array}[{at}u + sub_id] = {name}; }}"
+                    ));
                 }
                 writer.line("workgroupBarrier();");
                 for (i, name) in names.iter().enumerate() {
