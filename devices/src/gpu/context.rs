@@ -11,6 +11,9 @@ use std::time::Duration;
 use super::tuning::Tuning;
 use crate::DeviceError;
 
+/// A first run of a kernel may take a software rasteriser's compiler many seconds.
+const COMPILER_TIMEOUT: Duration = Duration::from_secs(120);
+
 /// A fault to inject, for tests of what happens above.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GpuFault {
@@ -194,10 +197,24 @@ impl Context {
 
     /// Waits until `submission` has finished.
     pub(super) fn wait(&self, submission: wgpu::SubmissionIndex) -> Result<(), DeviceError> {
-        let wait = wgpu::PollType::Wait {
-            submission_index: Some(submission),
-            timeout: Some(self.submission_timeout),
-        };
+        self.wait_up_to(self.submission_timeout, submission)
+    }
+
+    /// As [`Self::wait`], for a submission during which the driver may compile.
+    pub(super) fn wait_for_compiler(
+        &self,
+        submission: wgpu::SubmissionIndex,
+    ) -> Result<(), DeviceError> {
+        self.wait_up_to(self.submission_timeout.max(COMPILER_TIMEOUT), submission)
+    }
+
+    fn wait_up_to(
+        &self,
+        timeout: Duration,
+        submission: wgpu::SubmissionIndex,
+    ) -> Result<(), DeviceError> {
+        let wait =
+            wgpu::PollType::Wait { submission_index: Some(submission), timeout: Some(timeout) };
         match self.device.poll(wait) {
             Ok(_) => self.check(),
             Err(wgpu::PollError::Timeout) => Err(self.timed_out()),

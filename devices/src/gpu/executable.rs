@@ -69,27 +69,21 @@ impl GpuExecutable {
         let mut rows = 1;
         while rows <= rows_max {
             let wanted = if head { rows } else { 0 };
-            self.submit(|stage, pass| {
-                stage.record(pass, Pass::Whole, (rows, wanted));
-                if stage.is_whole_model() {
-                    stage.record(pass, Pass::DraftFirst, (rows, wanted));
-                    stage.record(pass, Pass::DraftNext, (rows, wanted));
+            let context = &self.stage.context;
+            let mut encoder = context.device.create_command_encoder(&Default::default());
+            {
+                let mut pass = encoder.begin_compute_pass(&Default::default());
+                self.stage.record(&mut pass, Pass::Whole, (rows, wanted));
+                if self.stage.is_whole_model() {
+                    self.stage.record(&mut pass, Pass::DraftFirst, (rows, wanted));
+                    self.stage.record(&mut pass, Pass::DraftNext, (rows, wanted));
                 }
-            })?;
+            }
+            let submission = context.submit(encoder)?;
+            context.wait_for_compiler(submission)?;
             rows *= 2;
         }
         Ok(())
-    }
-
-    fn submit(
-        &self,
-        record: impl FnOnce(&Stage, &mut wgpu::ComputePass<'_>),
-    ) -> Result<(), DeviceError> {
-        let context = &self.stage.context;
-        let mut encoder = context.device.create_command_encoder(&Default::default());
-        record(&self.stage, &mut encoder.begin_compute_pass(&Default::default()));
-        let submission = context.submit(encoder)?;
-        context.wait(submission)
     }
 
     fn write_state(&self, region: u64, state: &State) {

@@ -99,7 +99,17 @@ struct Sizes {
     hidden: u32,
 }
 
+/// What a matrix kernel does besides its product.
+struct Projection {
+    /// 4-vectors in a row of the input.
+    input_stride: u32,
+    gather: Gather,
+    norm: Option<Norm>,
+    epilogue: Epilogue,
+}
+
 /// Buffers between kernels.
+#[derive(Clone)]
 struct Scratch {
     stream: wgpu::Buffer,
     scaled: wgpu::Buffer,
@@ -399,24 +409,17 @@ impl Builder<'_> {
             .chain((0..kv_rows).map(|r| Some((2, r))))
             .collect();
         let parts = self.upload(&block.projections, rows)?;
-        let [part] = parts.as_slice() else {
-            return Err(self
-                .context
-                .unsupported("query, key and value projections beyond one binding"));
+        let (q_tiles, kv_tiles) = (q_rows as u32 / 4, kv_rows as u32 / 4);
+        let projection = Projection {
+            input_stride: self.sizes.stream,
+            gather: Gather::AllRows,
+            norm: Some(block.attention_norm),
+            epilogue: Epilogue::Qkv { q_tiles, kv_tiles, cache },
         };
-        let kernel = MatMul {
-            norm: Some(self.parts_of(block.attention_norm)),
-            ..self.matmul(
-                part,
-                self.sizes.stream,
-                Epilogue::Qkv { q_tiles: q_rows as u32 / 4, kv_tiles: kv_rows as u32 / 4, cache },
-            )
-        };
-        let Scratch { scaled, squares, queries, attended, turns, .. } = &self.scratch;
-        let tail = [squares, turns, queries, &caches].map(Clone::clone);
-        let (scaled, queries, attended) = (scaled.clone(), queries.clone(), attended.clone());
-        let step = self.matmul_step(&kernel, part, &scaled, &tail)?;
-        self.steps.body.push(step);
+        let Scratch { scaled, squares, queries, attended, turns, .. } = self.scratch.clone();
+        let tail = [squares, turns, queries.clone(), caches.clone()];
+        let steps = self.project(&projection, &parts, &scaled, &tail)?;
+        self.steps.body.extend(steps);
 
         let tuning = &self.context.tuning;
         let kernel = Attend {
@@ -443,18 +446,16 @@ impl Builder<'_> {
             .flat_map(|tile| (0..8).map(move |i| row(i / 4, tile * 4 + i % 4)))
             .collect();
         let parts = self.upload(&block.gate_up, rows)?;
-        let [part] = parts.as_slice() else {
-            return Err(self.context.unsupported("gate and up projections beyond one binding"));
-        };
         let stride = (self.stack.weight(block.down).cols.next_multiple_of(32) / 4) as u32;
-        let kernel = MatMul {
-            norm: Some(self.parts_of(block.ffn_norm)),
-            ..self.matmul(part, self.sizes.stream, Epilogue::GateUp { stride })
+        let projection = Projection {
+            input_stride: self.sizes.stream,
+            gather: Gather::AllRows,
+            norm: Some(block.ffn_norm),
+            epilogue: Epilogue::GateUp { stride },
         };
-        let Scratch { scaled, squares, hidden, .. } = &self.scratch;
-        let (scaled, squares, hidden) = (scaled.clone(), squares.clone(), hidden.clone());
-        let step = self.matmul_step(&kernel, part, &scaled, &[squares, hidden.clone()])?;
-        self.steps.body.push(step);
+        let Scratch { scaled, squares, hidden, .. } = self.scratch.clone();
+        let steps = self.project(&projection, &parts, &scaled, &[squares, hidden.clone()])?;
+        self.steps.body.extend(steps);
         self.residual(block.down, &hidden, (stride, self.stack.norm_before(layer + 1)))
     }
 
@@ -466,19 +467,20 @@ impl Builder<'_> {
         (stride, next): (u32, Option<Norm>),
     ) -> Result<(), DeviceError> {
         let parts = self.upload(&[weight], rows_of(self.stack.weight(weight)))?;
-        let [part] = parts.as_slice() else {
-            return Err(self.context.unsupported("an output projection beyond one binding"));
-        };
         let next_norm = next.map(|_| self.sizes.squares * 4);
-        let epilogue = Epilogue::Residual { stride: self.sizes.stream, next_norm };
-        let kernel = self.matmul(part, stride, epilogue);
-        let Scratch { stream, scaled, squares, .. } = &self.scratch;
-        let mut tail = vec![stream.clone()];
+        let projection = Projection {
+            input_stride: stride,
+            gather: Gather::AllRows,
+            norm: None,
+            epilogue: Epilogue::Residual { stride: self.sizes.stream, next_norm },
+        };
+        let Scratch { stream, scaled, squares, .. } = self.scratch.clone();
+        let mut tail = vec![stream];
         if let Some(norm) = next {
-            tail.extend([self.gains(norm)?, scaled.clone(), squares.clone()]);
+            tail.extend([self.gains(norm)?, scaled, squares]);
         }
-        let step = self.matmul_step(&kernel, part, input, &tail)?;
-        self.steps.body.push(step);
+        let steps = self.project(&projection, &parts, input, &tail)?;
+        self.steps.body.extend(steps);
         Ok(())
     }
 
@@ -491,22 +493,15 @@ impl Builder<'_> {
         let Sizes { bounds, .. } = self.sizes;
         let (capacity, stride) = (bounds.capacity as u32, logits_stride as u32 / 4);
         let logits = buffer(self.context, "logits", self.sizes.rows(stride))?;
-        let Scratch { scaled, squares, .. } = &self.scratch;
-        let (scaled, squares) = (scaled.clone(), squares.clone());
-        for part in parts {
-            let kernel = MatMul {
-                norm: Some(self.parts_of(norm)),
-                gather: Gather::HeadRows { capacity },
-                ..self.matmul(
-                    part,
-                    self.sizes.stream,
-                    Epilogue::Logits { stride, first_tile: part.first_tile as u32 },
-                )
-            };
-            let tail = [squares.clone(), logits.clone()];
-            let step = self.matmul_step(&kernel, part, &scaled, &tail)?;
-            self.steps.head.push(step);
-        }
+        let projection = Projection {
+            input_stride: self.sizes.stream,
+            gather: Gather::HeadRows { capacity },
+            norm: Some(norm),
+            epilogue: Epilogue::Logits { stride },
+        };
+        let Scratch { scaled, squares, .. } = self.scratch.clone();
+        let steps = self.project(&projection, parts, &scaled, &[squares, logits.clone()])?;
+        self.steps.head.extend(steps);
         let lanes = Lanes::narrow(&self.context.tuning);
         let vocabulary = self.stack.vocabulary().expect("a stage with a head") as u32;
         let span = self.context.tuning.pick_span;
@@ -535,44 +530,52 @@ impl Builder<'_> {
         Ok(Step { variants: vec![(self.pipelines.compile(shader)?, groups)], bindings })
     }
 
-    /// A matrix kernel of one row over all rows, without a norm.
-    fn matmul(&self, part: &Part, input_stride: u32, epilogue: Epilogue) -> MatMul {
-        MatMul {
-            layout: part.layout,
-            backing: self.context.tuning.backing,
-            lanes: Lanes::of(&self.context.tuning),
-            rows: 1,
-            tiles: 1,
-            input_stride,
-            gather: Gather::AllRows,
-            norm: None,
-            epilogue,
-        }
-    }
-
-    /// `kernel` for every row count, with input, weights and `tail` bound.
-    fn matmul_step(
+    /// The steps of `projection`, one for each part of its matrix, each for every row count.
+    fn project(
         &mut self,
-        kernel: &MatMul,
-        part: &Part,
+        projection: &Projection,
+        parts: &[Part],
         input: &wgpu::Buffer,
         tail: &[wgpu::Buffer],
-    ) -> Result<Step, DeviceError> {
-        let mut variants = Vec::with_capacity(4);
-        let mut binds = Vec::new();
-        for (power, &tiles) in self.context.tuning.tiles.iter().enumerate() {
-            let tiles = if kernel.is_paired() { tiles.max(2) } else { tiles };
-            let kernel = MatMul { rows: 1 << power, tiles, ..kernel.clone() };
-            let shader = kernel.shader();
-            variants.push((self.pipelines.compile(&shader)?, kernel.groups()));
-            binds = shader.binds;
+    ) -> Result<Vec<Step>, DeviceError> {
+        let mut steps = Vec::with_capacity(parts.len());
+        for part in parts {
+            let mut variants = Vec::with_capacity(4);
+            let mut binds = Vec::new();
+            for power in 0..4 {
+                let kernel = self.kernel(projection, part, power);
+                let shader = kernel.shader();
+                variants.push((self.pipelines.compile(&shader)?, kernel.groups()));
+                binds = shader.binds;
+            }
+            let resources = std::iter::once(input.as_entire_binding())
+                .chain(part.bindings())
+                .chain(tail.iter().map(wgpu::Buffer::as_entire_binding))
+                .collect();
+            steps.push(Step { variants, bindings: self.pipelines.bind(&binds, resources)? });
         }
-        let resources = std::iter::once(input.as_entire_binding())
-            .chain(part.bindings())
-            .chain(tail.iter().map(wgpu::Buffer::as_entire_binding))
-            .collect();
-        let bindings = self.pipelines.bind(&binds, resources)?;
-        Ok(Step { variants, bindings })
+        Ok(steps)
+    }
+
+    /// The kernel for 2 to the `power` rows.
+    fn kernel(&self, projection: &Projection, part: &Part, power: usize) -> MatMul {
+        let Projection { input_stride, gather, norm, ref epilogue } = *projection;
+        let tuning = &self.context.tuning;
+        let kernel = MatMul {
+            layout: part.layout,
+            first_tile: part.first_tile as u32,
+            backing: tuning.backing,
+            lanes: Lanes::of(tuning),
+            rows: 1 << power,
+            tiles: tuning.tiles[power],
+            unroll: tuning.unroll[power],
+            input_stride,
+            gather,
+            norm: norm.map(|norm| self.parts_of(norm)),
+            epilogue: epilogue.clone(),
+        };
+        let least = if kernel.is_paired() { 2 } else { 1 };
+        MatMul { tiles: kernel.tiles.max(least), ..kernel }
     }
 
     fn buffers(

@@ -26,12 +26,17 @@ pub struct Tuning {
     pub tiles: [u32; 4],
     /// Columns that a lane takes at a time: 8, 16 or 32.
     pub chunk: u32,
+    /// Units of 4 columns that a loop's iteration takes, for 1, 2, 4 and 8 batch rows: powers of two. Long iterations
+    /// keep more loads in flight, and take a software rasteriser very long to compile.
+    pub unroll: [u32; 4],
     /// Subgroups that share the positions of one attention head; 1 without subgroups.
     pub attention_subgroups: u32,
     /// Logits that one workgroup looks through for its best: a multiple of 4 lanes.
     pub pick_span: u32,
     /// Most rows of one submission; longer batches are split.
     pub pass_rows: usize,
+    /// Most tiles of a matrix in one binding, besides what the adapter's limits allow; at least 2.
+    pub part_tiles: usize,
 }
 
 impl Tuning {
@@ -48,9 +53,11 @@ impl Tuning {
                 lanes,
                 tiles: [4, 4, 2, 1],
                 chunk: 32,
+                unroll: [1; 4],
                 attention_subgroups: 1,
                 pick_span: 4096,
                 pass_rows: 64,
+                part_tiles: usize::MAX,
             }
         } else {
             let lanes = subgroup.unwrap_or(32).max(16);
@@ -60,9 +67,11 @@ impl Tuning {
                 lanes,
                 tiles: [1, 1, 1, 1],
                 chunk: 32,
+                unroll: [8; 4],
                 attention_subgroups: if subgroup.is_some() { (128 / lanes).clamp(1, 8) } else { 1 },
                 pick_span: 1024,
                 pass_rows: 64,
+                part_tiles: usize::MAX,
             }
         }
     }
@@ -88,6 +97,9 @@ impl Tuning {
         if ![8, 16, 32].contains(&chunk) {
             return Err(format!("chunks of {chunk} columns, not 8, 16 or 32"));
         }
+        if !self.unroll.iter().all(|u| u.is_power_of_two()) {
+            return Err(format!("{:?} units in an iteration, not powers of two", self.unroll));
+        }
         let items = self.tiles.iter().zip([1, 2, 4, 8]).map(|(t, n)| t * n);
         if items.clone().any(|i| i == 0 || i > lanes) {
             return Err(format!("tiles {:?} do not fit {lanes} lanes", self.tiles));
@@ -97,6 +109,9 @@ impl Tuning {
         }
         if self.pick_span == 0 || !self.pick_span.is_multiple_of(4) || self.pass_rows == 0 {
             return Err("a span must be a multiple of 4, a pass at least a row".into());
+        }
+        if self.part_tiles < 2 {
+            return Err("a part must hold two tiles".into());
         }
         Ok(())
     }

@@ -49,7 +49,9 @@ fn tiles_max(context: &Context, layout: &Layout) -> usize {
     };
     let by_words = words / layout.tile_words();
     let by_scales = binding / layout.tile_scale_bytes().max(1);
-    by_words.min(by_scales).min(GRID_MAX)
+    let most = by_words.min(by_scales).min(GRID_MAX).min(context.tuning.part_tiles);
+    // Tiles may come in pairs, which stay together.
+    most & !1
 }
 
 /// Bytes that `layout` takes on the device.
@@ -73,7 +75,7 @@ pub(super) fn upload(
     let most = tiles_max(context, &layout);
     if most == 0 {
         return Err(context.unsupported(format!(
-            "{name}: a tile of {} columns exceeds the adapter's binding limit",
+            "{name}: two tiles of {} columns exceed the adapter's binding limit",
             layout.columns
         )));
     }

@@ -116,9 +116,9 @@ impl Attend {
         w.line(format!("let own = min({lane} * {share}u, {}u);", words - share));
         w.line("for (var j = 0u; j < here; j += 1u) {");
         w.line(format!("let weight = {weight};"));
-        w.line(format!("let from = value + ((g + j) * {words}u + own) / {vector}u;"));
+        w.line(format!("let start = value + ((g + j) * {words}u + own) / {vector}u;"));
         for i in 0..share / vector {
-            w.line(format!("let v_{i} = values[from + {i}u];"));
+            w.line(format!("let v_{i} = values[start + {i}u];"));
             for (part, j) in ["x", "y", "z", "w"].into_iter().zip(0..vector) {
                 let word = if vector == 1 { format!("v_{i}") } else { format!("v_{i}.{part}") };
                 let o = format!("o_{}", i * vector + j);

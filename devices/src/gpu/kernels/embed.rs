@@ -81,8 +81,8 @@ fn look_up(w: &mut Writer, layout: Layout) {
     let planes = chunk / columns;
     w.line("let tile = token / 4u;\nlet part = token % 4u;");
     w.line(format!("let index = unit * 4u / {columns}u;"));
-    w.line(format!("let from = tile * {tile_words}u + index / {planes}u;"));
-    let word = |i: usize| format!("word(from + ((index + {i}u) % {planes}u) * {chunks}u)[part]");
+    w.line(format!("let start = tile * {tile_words}u + index / {planes}u;"));
+    let word = |i: usize| format!("word(start + ((index + {i}u) % {planes}u) * {chunks}u)[part]");
     w.line(format!("let a = {};", word(0)));
     match format {
         StoredFormat::F16 => {

@@ -37,20 +37,24 @@ pub(in crate::gpu) enum Epilogue {
     Residual { stride: u32, next_norm: Option<u32> },
     /// Tiles alternate between gate and up.
     GateUp { stride: u32 },
-    /// Logits, from this tile of the vocabulary on.
-    Logits { stride: u32, first_tile: u32 },
+    /// Logits.
+    Logits { stride: u32 },
 }
 
 /// One matrix kernel.
 #[derive(Clone, Debug, PartialEq)]
 pub(in crate::gpu) struct MatMul {
     pub(in crate::gpu) layout: Layout,
+    /// First tile of the matrix that the layout's part begins with; even if tiles come in pairs.
+    pub(in crate::gpu) first_tile: u32,
     pub(in crate::gpu) backing: Backing,
     pub(in crate::gpu) lanes: Lanes,
     /// Batch rows of a workgroup: 1, 2, 4 or 8.
     pub(in crate::gpu) rows: u32,
     /// Tiles of a workgroup.
     pub(in crate::gpu) tiles: u32,
+    /// Units of 4 columns in a loop's iteration.
+    pub(in crate::gpu) unroll: u32,
     /// 4-vectors in a row of the input.
     pub(in crate::gpu) input_stride: u32,
     pub(in crate::gpu) gather: Gather,
@@ -137,13 +141,12 @@ impl MatMul {
 
     fn multiply(&self, w: &mut Writer) {
         let Layout { format, chunk, .. } = self.layout;
-        let (chunks, tile_words) = (self.layout.chunks(), self.layout.tile_words());
+        let chunks = self.layout.chunks();
         for (t, n) in self.each() {
             w.line(format!("var acc_{t}_{n} = vec4<f32>(0.0);"));
         }
         let scaled = format != StoredFormat::F16;
         let offset = matches!(format, StoredFormat::Q4 | StoredFormat::Q4Offset);
-        let into = if scaled { "sum" } else { "acc" };
         w.line(format!("for (var c = lane; c < {chunks}u; c += {}u) {{", self.lanes.count));
         if scaled {
             for (t, n) in self.each() {
@@ -155,44 +158,52 @@ impl MatMul {
                 w.line(format!("var total_{n} = 0.0;"));
             }
         }
-        let units_a_word = (format.word_columns() / 4).max(1);
-        for unit in 0..chunk / 4 {
-            if unit % units_a_word == 0 {
-                w.line("{");
-            }
-            for n in 0..self.rows {
-                w.line(format!(
-                    "let a_{n}_{unit} = input[row_{n} * {}u + c * {}u + {unit}u];",
-                    self.input_stride,
-                    chunk / 4
-                ));
-                if offset {
-                    w.line(format!(
-                        "total_{n} += (a_{n}_{unit}.x + a_{n}_{unit}.y) + (a_{n}_{unit}.z + a_{n}_{unit}.w);"
-                    ));
-                }
-            }
-            for t in 0..self.tiles {
-                let word = |plane: usize| {
-                    format!("word(tile_{t} * {tile_words}u + {}u + c)", plane * chunks)
-                };
-                let columns = columns(w, format, t, unit, word);
-                for (column, part) in columns.iter().zip(["x", "y", "z", "w"]) {
-                    for n in 0..self.rows {
-                        w.line(format!(
-                            "{into}_{t}_{n} = fma({column}, vec4<f32>(a_{n}_{unit}.{part}), {into}_{t}_{n});"
-                        ));
-                    }
-                }
-            }
-            if (unit + 1) % units_a_word == 0 {
-                w.line("}");
-            }
+        let units = chunk / 4;
+        let unroll = (self.unroll as usize).max(format.word_columns() / 4).min(units);
+        if unroll == units {
+            w.line("{ let u = 0u;");
+        } else {
+            w.line(format!("for (var u = 0u; u < {units}u; u += {unroll}u) {{"));
         }
+        for k in 0..unroll {
+            self.multiply_unit(w, k, offset);
+        }
+        w.line("}");
         if scaled {
             self.scale(w);
         }
         w.line("}");
+    }
+
+    /// Adds the products of 4 columns, the k-th unit of an iteration, to the sums.
+    fn multiply_unit(&self, w: &mut Writer, k: usize, offset: bool) {
+        let Layout { format, chunk, .. } = self.layout;
+        let (chunks, tile_words) = (self.layout.chunks(), self.layout.tile_words());
+        let into = if format == StoredFormat::F16 { "acc" } else { "sum" };
+        for n in 0..self.rows {
+            w.line(format!(
+                "let a_{n}_{k} = input[row_{n} * {}u + c * {}u + u + {k}u];",
+                self.input_stride,
+                chunk / 4
+            ));
+            if offset {
+                let a = format!("a_{n}_{k}");
+                w.line(format!("total_{n} += ({a}.x + {a}.y) + ({a}.z + {a}.w);"));
+            }
+        }
+        for t in 0..self.tiles {
+            let word = |plane: String| {
+                format!("word(tile_{t} * {tile_words}u + ({plane}) * {chunks}u + c)")
+            };
+            let columns = columns(w, format, (t, k), word);
+            for (column, part) in columns.iter().zip(["x", "y", "z", "w"]) {
+                for n in 0..self.rows {
+                    w.line(format!(
+                        "{into}_{t}_{n} = fma({column}, vec4<f32>(a_{n}_{k}.{part}), {into}_{t}_{n});"
+                    ));
+                }
+            }
+        }
     }
 
     /// Adds a chunk's sums, times their scale, to the accumulators.
@@ -283,6 +294,7 @@ impl MatMul {
             }
         }
         w.line(format!("if (lane < {items}u && tile < {}u) {{", self.layout.tiles));
+        w.line(format!("let place = tile + {}u;", self.first_tile));
     }
 
     /// Whether tiles come in pairs: gate, then up.
@@ -294,20 +306,20 @@ impl MatMul {
         match &self.epilogue {
             Epilogue::Qkv { q_tiles, kv_tiles, cache } => finish_qkv(w, *q_tiles, *kv_tiles, cache),
             Epilogue::Residual { stride, next_norm } => {
-                w.line(format!("let at = row * {stride}u + tile;"));
+                w.line(format!("let at = row * {stride}u + place;"));
                 w.line("let x = stream[at] + v;");
                 w.line("stream[at] = x;");
                 if let Some(square_stride) = next_norm {
-                    w.line("scaled[at] = x * gains[tile];");
-                    w.line(format!("squares[row * {square_stride}u + tile] = dot4(x);"));
+                    w.line("scaled[at] = x * gains[place];");
+                    w.line(format!("squares[row * {square_stride}u + place] = dot4(x);"));
                     w.declare(DOT4);
                 }
             }
             Epilogue::GateUp { stride } => {
-                w.line(format!("hidden[row * {stride}u + tile / 2u] = v / (1.0 + exp(-v)) * up;"));
+                w.line(format!("hidden[row * {stride}u + place / 2u] = v / (1.0 + exp(-v)) * up;"));
             }
-            Epilogue::Logits { stride, first_tile } => {
-                w.line(format!("logits[row * {stride}u + {first_tile}u + tile] = v;"));
+            Epilogue::Logits { stride } => {
+                w.line(format!("logits[row * {stride}u + place] = v;"));
             }
         }
     }
@@ -322,17 +334,17 @@ fn finish_qkv(w: &mut Writer, q_tiles: u32, kv_tiles: u32, cache: &CacheShape) {
     let head_tiles = head_dim / 4;
     let half = cache.half_slot_words() * 2;
     w.line("let at = state[row];");
-    w.line(format!("if (tile < {}u) {{", q_tiles + kv_tiles));
-    w.line(format!("let turn = turns[at.y * {head_tiles}u + tile % {head_tiles}u];"));
+    w.line(format!("if (place < {}u) {{", q_tiles + kv_tiles));
+    w.line(format!("let turn = turns[at.y * {head_tiles}u + place % {head_tiles}u];"));
     w.line("let s = vec4<f32>(-v.y, v.x, -v.w, v.z) * turn.yyww;");
     w.line("v = fma(v, turn.xxzz, s);");
     w.line("}");
-    w.line(format!("if (tile < {q_tiles}u) {{ queries[row * {q_tiles}u + tile] = v; }}"));
+    w.line(format!("if (place < {q_tiles}u) {{ queries[row * {q_tiles}u + place] = v; }}"));
     w.line("else if (at.w != 0u) {");
     w.line("let halves = vec2<u32>(pack2x16float(v.xy), pack2x16float(v.zw));");
     w.line(format!("let slot = at.x * {}u;", half * 2));
-    w.line(format!("let is_value = tile >= {}u;", q_tiles + kv_tiles));
-    w.line(format!("let t = tile - select({q_tiles}u, {}u, is_value);", q_tiles + kv_tiles));
+    w.line(format!("let is_value = place >= {}u;", q_tiles + kv_tiles));
+    w.line(format!("let t = place - select({q_tiles}u, {}u, is_value);", q_tiles + kv_tiles));
     w.line(format!("let head = t / {head_tiles}u;"));
     w.line(format!("let part = t % {head_tiles}u;"));
     w.line(format!(
@@ -346,44 +358,44 @@ fn finish_qkv(w: &mut Writer, q_tiles: u32, kv_tiles: u32, cache: &CacheShape) {
     w.line("}");
 }
 
-/// Emits the loads of `unit`, 4 columns of tile `t`, and returns the 4 columns as 4-vectors over the tile's rows.
+/// Emits the loads of the k-th unit, 4 columns of tile `t`, and returns these as 4-vectors over the tile's rows.
 fn columns(
     w: &mut Writer,
     format: StoredFormat,
-    t: u32,
-    unit: usize,
-    word: impl Fn(usize) -> String,
+    (t, k): (u32, usize),
+    word: impl Fn(String) -> String,
 ) -> [String; 4] {
     match format {
         StoredFormat::Q8 => {
-            w.line(format!("let w_{t} = bitcast<vec4<i32>>({});", word(unit)));
-            [24, 16, 8, 0].map(|up| {
-                let top =
-                    if up == 0 { format!("w_{t}") } else { format!("(w_{t} << vec4<u32>({up}u))") };
-                format!("vec4<f32>({top} >> vec4<u32>(24u))")
+            let name = format!("w_{t}_{k}");
+            w.line(format!("let {name} = bitcast<vec4<i32>>({});", word(format!("u + {k}u"))));
+            [24, 16, 8, 0].map(|up| match up {
+                0 => format!("vec4<f32>({name} >> vec4<u32>(24u))"),
+                _ => format!("vec4<f32>(({name} << vec4<u32>({up}u)) >> vec4<u32>(24u))"),
             })
         }
         StoredFormat::Q4 | StoredFormat::Q4Offset => {
-            if unit % 2 == 0 {
-                w.line(format!("let w_{t} = {};", word(unit / 2)));
+            let name = format!("w_{t}_{}", k / 2);
+            if k % 2 == 0 {
+                w.line(format!("let {name} = {};", word(format!("u / 2u + {}u", k / 2))));
             }
             [0, 1, 2, 3].map(|i| {
-                let down = (unit % 2 * 4 + i) * 4;
-                format!("vec4<f32>((w_{t} >> vec4<u32>({down}u)) & vec4<u32>(15u))")
+                let down = (k % 2 * 4 + i) * 4;
+                format!("vec4<f32>(({name} >> vec4<u32>({down}u)) & vec4<u32>(15u))")
             })
         }
         StoredFormat::F16 => {
             for half in 0..2 {
-                w.line(format!("let w_{t}_{half} = {};", word(unit * 2 + half)));
+                let name = format!("w_{t}_{k}_{half}");
+                let plane = format!("u * 2u + {}u", 2 * k + half);
+                w.line(format!("let {name} = {};", word(plane)));
                 for (row, part) in ["x", "y", "z", "w"].into_iter().enumerate() {
-                    w.line(format!(
-                        "let h_{t}_{half}_{row} = unpack2x16float(w_{t}_{half}.{part});"
-                    ));
+                    w.line(format!("let {name}_{row} = unpack2x16float({name}.{part});"));
                 }
             }
             [(0, "x"), (0, "y"), (1, "x"), (1, "y")].map(|(half, part)| {
-                let rows = [0, 1, 2, 3].map(|row| format!("h_{t}_{half}_{row}.{part}")).join(", ");
-                format!("vec4<f32>({rows})")
+                let row = |row: u32| format!("w_{t}_{k}_{half}_{row}.{part}");
+                format!("vec4<f32>({})", [0, 1, 2, 3].map(row).join(", "))
             })
         }
     }

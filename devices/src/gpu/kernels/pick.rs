@@ -99,8 +99,8 @@ impl PickMerge {
         w.write("picks", "vec2<u32>");
         w.line(BEGIN);
         w.line(format!("for (var i = lane; i < {spans}u; i += {}u) {{", lanes.count));
-        w.line(format!("let from = (group.x * {spans}u + i) * 2u;"));
-        w.line("let a = bests[from];\nlet b = bests[from + 1u];");
+        w.line(format!("let start = (group.x * {spans}u + i) * 2u;"));
+        w.line("let a = bests[start];\nlet b = bests[start + 1u];");
         w.line("let token = bitcast<u32>(a.y);");
         w.line("if (a.x > score || (a.x == score && token < best)) { score = a.x; best = token; logit = a.z; }");
         w.line("let top = max(most, b.x);");
