@@ -11,7 +11,7 @@ use super::record::Pass;
 use super::stage::{DRAFT_STEPS_MAX, Stage};
 use super::state::{HeadRow, Row, State};
 use crate::batch::{
-    Activations, Batch, DraftBatch, Output, Pick, Picked, Segment, SequenceId, Want,
+    Activations, Batch, DraftBatch, DraftSegment, Output, Pick, Picked, Segment, SequenceId, Want,
 };
 use crate::device::{DeviceError, Executable, MemoryUse, SlotLimits, draft_step_by_step};
 use crate::graph::Subgraph;
@@ -296,7 +296,7 @@ impl Executable for GpuExecutable {
 
     fn draft(&mut self, batch: &DraftBatch) -> Result<Vec<Vec<Pick>>, DeviceError> {
         self.stage.context.check()?;
-        let fits = |d: &crate::DraftSegment| {
+        let fits = |d: &DraftSegment| {
             d.steps as usize <= DRAFT_STEPS_MAX && picks_on_device(&d.segment.sampling)
         };
         let capacity = self.stage.bounds.capacity;
@@ -304,7 +304,13 @@ impl Executable for GpuExecutable {
             && batch.segments.len() <= capacity
             && batch.segments.iter().map(|d| d.segment.tokens.len()).sum::<usize>() <= capacity;
         if !self.stage.is_whole_model() || !one_submission {
-            return draft_step_by_step(self, batch);
+            let drafted = draft_step_by_step(self, batch)?;
+            // A token that was too unlikely to return has cost one more row.
+            for (DraftSegment { segment, .. }, picks) in batch.segments.iter().zip(&drafted) {
+                let end = segment.base as usize + segment.tokens.len() + picks.len() - 1;
+                self.slots.of(segment.sequence).tokens.truncate(end);
+            }
+            return Ok(drafted);
         }
         self.draft_at_once(batch)
     }

@@ -3,16 +3,20 @@
 //!
 //! *Invariant:* each figure is the least of its repetitions, so that a disturbance can only be missed, not added.
 
+use std::fmt;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::GpuDevice;
 use super::context::{Context, Doing};
 use super::kernels::{Bind, Shader, Writer};
 use super::pipelines::Pipelines;
+use super::record::dispatch;
+use super::stage::{Stage, Step};
 use crate::DeviceError;
 use crate::batch::{Batch, DraftBatch, DraftSegment, Segment, SequenceId, Want};
-use crate::device::Executable;
+use crate::device::{Executable, SlotLimits};
+use crate::graph::Subgraph;
 use crate::sampling::Sampling;
 
 /// What talking to a GPU costs.
@@ -26,6 +30,48 @@ pub struct GpuCosts {
     pub read_back: Duration,
     /// Bytes a second of a kernel that only reads.
     pub bandwidth_bytes_per_s: u64,
+}
+
+/// How to time: by which clock, and how often.
+#[derive(Clone, Copy)]
+pub struct Timer<'a> {
+    clock: &'a dyn Fn() -> Duration,
+    repetitions: u32,
+}
+
+impl fmt::Debug for Timer<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "least of {}", self.repetitions)
+    }
+}
+
+impl<'a> Timer<'a> {
+    /// The least of `repetitions` by `clock`, which tells the time since any fixed moment.
+    pub fn new(clock: &'a dyn Fn() -> Duration, repetitions: u32) -> Self {
+        Self { clock, repetitions: repetitions.max(1) }
+    }
+
+    /// The least time that `work` takes, after one run that is not counted.
+    fn least(
+        &self,
+        mut work: impl FnMut() -> Result<(), DeviceError>,
+    ) -> Result<Duration, DeviceError> {
+        work()?;
+        (0..self.repetitions).try_fold(Duration::MAX, |least, _| {
+            let begin = (self.clock)();
+            work()?;
+            Ok(least.min((self.clock)().saturating_sub(begin)))
+        })
+    }
+}
+
+/// Time of one kernel of a stage.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KernelTime {
+    /// What it computes.
+    pub label: &'static str,
+    /// One dispatch of it, among others of its kind.
+    pub time: Duration,
 }
 
 /// Dispatches of one chain.
@@ -56,14 +102,13 @@ impl Probe {
         Ok(Self { pipeline: pipelines.compile(shader)?, bindings, groups })
     }
 
-    /// Records `count` runs of it, then a copy into `copy` if given, and waits; how long it took.
-    fn time(
+    /// Records `count` runs of it, then a copy if asked, and waits.
+    fn run(
         &self,
         context: &Context,
         count: u32,
         copy: Option<(&wgpu::Buffer, &wgpu::Buffer)>,
-    ) -> Result<Duration, DeviceError> {
-        let begin = Instant::now();
+    ) -> Result<(), DeviceError> {
         let mut encoder = context.device.create_command_encoder(&Default::default());
         {
             let mut pass = encoder.begin_compute_pass(&Default::default());
@@ -75,35 +120,22 @@ impl Probe {
                 pass.dispatch_workgroups(self.groups, 1, 1);
             }
         }
-        if let Some((from, to)) = copy {
-            encoder.copy_buffer_to_buffer(from, 0, to, 0, 64);
-        }
+        let Some((from, to)) = copy else { return context.wait(context.submit(encoder)?) };
+        encoder.copy_buffer_to_buffer(from, 0, to, 0, 64);
         let submission = context.submit(encoder)?;
-        if let Some((_, to)) = copy {
-            to.slice(..).map_async(wgpu::MapMode::Read, |_| {});
-            context.wait(submission)?;
-            let view = to.slice(..).get_mapped_range().map_err(|e| context.lost(e.to_string()))?;
-            std::hint::black_box(view[0]);
-            drop(view);
-            to.unmap();
-        } else {
-            context.wait(submission)?;
-        }
-        Ok(begin.elapsed())
+        to.slice(..).map_async(wgpu::MapMode::Read, |_| {});
+        context.wait(submission)?;
+        let view = to.slice(..).get_mapped_range().map_err(|e| context.lost(e.to_string()))?;
+        std::hint::black_box(view[0]);
+        drop(view);
+        to.unmap();
+        Ok(())
     }
 }
 
-fn least(
-    repetitions: u32,
-    mut time: impl FnMut() -> Result<Duration, DeviceError>,
-) -> Result<Duration, DeviceError> {
-    time()?;
-    (0..repetitions.max(1)).try_fold(Duration::MAX, |least, _| Ok(least.min(time()?)))
-}
-
-/// Measures `device` with `repetitions` of each probe; the bandwidth over a buffer of `bytes`, at most the adapter's
+/// Measures `device`; the bandwidth over a buffer of `bytes`, at most the adapter's
 /// limit, which should exceed its caches.
-pub fn costs(device: &GpuDevice, bytes: u64, repetitions: u32) -> Result<GpuCosts, DeviceError> {
+pub fn costs(device: &GpuDevice, bytes: u64, timer: Timer<'_>) -> Result<GpuCosts, DeviceError> {
     let context = device.context();
     let limits = &context.limits;
     let words = bytes.min(limits.max_storage_buffer_binding_size).min(limits.max_buffer_size) / 16;
@@ -115,12 +147,12 @@ pub fn costs(device: &GpuDevice, bytes: u64, repetitions: u32) -> Result<GpuCost
     let answer = make(context, wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST, 64)?;
 
     let chained = Probe::new(context, &chain_shader(), [&big, &small], 1)?;
-    let one = least(repetitions, || chained.time(context, 1, None))?;
-    let many = least(repetitions, || chained.time(context, 1 + CHAIN, None))?;
-    let read_back = least(repetitions, || chained.time(context, 1, Some((&small, &answer))))?;
+    let one = timer.least(|| chained.run(context, 1, None))?;
+    let many = timer.least(|| chained.run(context, 1 + CHAIN, None))?;
+    let read_back = timer.least(|| chained.run(context, 1, Some((&small, &answer))))?;
     let reader = Probe::new(context, &read_shader(rounds as u32), [&big, &small], READERS.1)?;
-    let once = least(repetitions, || reader.time(context, 1, None))?;
-    let five = least(repetitions, || reader.time(context, 5, None))?;
+    let once = timer.least(|| reader.run(context, 1, None))?;
+    let five = timer.least(|| reader.run(context, 5, None))?;
     let per_read = five.saturating_sub(once).as_secs_f64() / 4.0;
     Ok(GpuCosts {
         dispatch: many.saturating_sub(one) / CHAIN,
@@ -179,15 +211,11 @@ fn batch(base: u32, rows: usize, want: Want) -> Segment {
 pub fn pass(
     executable: &mut dyn Executable,
     (base, rows): (u32, usize),
-    repetitions: u32,
+    timer: Timer<'_>,
 ) -> Result<Duration, DeviceError> {
     fill(executable, base)?;
     let batch = Batch { segments: vec![batch(base, rows, Want::Picks(rows as u32))] };
-    let time = least(repetitions, || {
-        let begin = Instant::now();
-        executable.run(&batch, None)?;
-        Ok(begin.elapsed())
-    });
+    let time = timer.least(|| executable.run(&batch, None).map(drop));
     executable.release(SequenceId(u64::MAX));
     time
 }
@@ -196,17 +224,13 @@ pub fn pass(
 pub fn draft(
     executable: &mut dyn Executable,
     (base, steps): (u32, u32),
-    repetitions: u32,
+    timer: Timer<'_>,
 ) -> Result<Duration, DeviceError> {
     fill(executable, base)?;
     let segment = batch(base, 1, Want::Picks(1));
     let ask = DraftSegment { segment, steps, probability_min: 0.0 };
     let ask = DraftBatch { segments: vec![ask], stop_tokens: Arc::new([]) };
-    let time = least(repetitions, || {
-        let begin = Instant::now();
-        executable.draft(&ask)?;
-        Ok(begin.elapsed())
-    });
+    let time = timer.least(|| executable.draft(&ask).map(drop));
     executable.release(SequenceId(u64::MAX));
     time
 }
@@ -218,4 +242,35 @@ fn fill(executable: &mut dyn Executable, base: u32) -> Result<(), DeviceError> {
         executable.run(&Batch { segments: vec![batch(first, rows, Want::Nothing)] }, None)?;
     }
     Ok(())
+}
+
+/// Times every kernel of `subgraph` on its own, in the order of a pass over `rows` rows that all run through the head.
+/// The rows hold nothing: attention is that of an empty cache.
+pub fn kernels(
+    device: &GpuDevice,
+    (subgraph, limits): (&Subgraph, SlotLimits),
+    rows: usize,
+    timer: Timer<'_>,
+) -> Result<Vec<KernelTime>, DeviceError> {
+    const RUNS: u32 = 8;
+    let context = device.context();
+    let stage = Stage::build(context, subgraph, limits)?;
+    let time = |step: &Step, state: &wgpu::BindGroup| {
+        let run = |count: u32| {
+            let mut encoder = context.device.create_command_encoder(&Default::default());
+            {
+                let mut pass = encoder.begin_compute_pass(&Default::default());
+                pass.set_bind_group(1, state, &[]);
+                for _ in 0..count {
+                    dispatch(&mut pass, step, rows);
+                }
+            }
+            context.wait_for_compiler(context.submit(encoder)?)
+        };
+        let (one, many) = (timer.least(|| run(1))?, timer.least(|| run(1 + RUNS))?);
+        Ok(KernelTime { label: step.label, time: many.saturating_sub(one) / RUNS })
+    };
+    let (first, both) = (&stage.buffers.first, &stage.buffers.both);
+    let body = stage.steps.body.iter().chain(&stage.steps.head).map(|step| time(step, first));
+    body.chain(stage.steps.merge.first().map(|step| time(step, both))).collect()
 }

@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use wgpu::StorageTextureAccess as Access;
+
 use super::context::{Context, Doing};
 use super::kernels::{Bind, Shader};
 use crate::DeviceError;
@@ -27,6 +29,11 @@ impl<'a> Pipelines<'a> {
     /// The layout of a bind group with these bindings.
     pub(super) fn layout(&mut self, binds: &[Bind]) -> wgpu::BindGroupLayout {
         let device = &self.context.device;
+        let texture = |format, access| wgpu::BindingType::StorageTexture {
+            access,
+            format,
+            view_dimension: wgpu::TextureViewDimension::D2,
+        };
         let entry = |(binding, bind): (usize, &Bind)| wgpu::BindGroupLayoutEntry {
             binding: binding as u32,
             visibility: wgpu::ShaderStages::COMPUTE,
@@ -36,11 +43,11 @@ impl<'a> Pipelines<'a> {
                     has_dynamic_offset: false,
                     min_binding_size: None,
                 },
-                Bind::Texture => wgpu::BindingType::StorageTexture {
-                    access: wgpu::StorageTextureAccess::ReadOnly,
-                    format: wgpu::TextureFormat::Rgba32Uint,
-                    view_dimension: wgpu::TextureViewDimension::D2,
-                },
+                Bind::Words => texture(wgpu::TextureFormat::Rgba32Uint, Access::ReadOnly),
+                Bind::VectorsIn => texture(wgpu::TextureFormat::Rgba32Float, Access::ReadOnly),
+                Bind::VectorsOut => texture(wgpu::TextureFormat::Rgba32Float, Access::WriteOnly),
+                Bind::NumbersIn => texture(wgpu::TextureFormat::R32Float, Access::ReadOnly),
+                Bind::NumbersOut => texture(wgpu::TextureFormat::R32Float, Access::WriteOnly),
             },
             count: None,
         };

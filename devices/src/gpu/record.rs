@@ -52,7 +52,7 @@ impl Stage {
 }
 
 /// Runs the narrowest variant that takes `rows` in one go, or the widest as often as needed.
-fn dispatch(pass: &mut wgpu::ComputePass<'_>, step: &Step, rows: usize) {
+pub(super) fn dispatch(pass: &mut wgpu::ComputePass<'_>, step: &Step, rows: usize) {
     let fitting = rows.next_power_of_two().trailing_zeros() as usize;
     let power = fitting.min(step.variants.len() - 1);
     let (pipeline, groups) = &step.variants[power];

@@ -13,6 +13,7 @@ use super::lower::{Block, Stack};
 use super::pack::{Layout, Matrix};
 use super::pipelines::{Pipeline, Pipelines};
 use super::state::StateBounds;
+use super::tuning::Backing;
 use super::weights::{self, Part};
 use crate::DeviceError;
 use crate::device::{MemoryUse, SlotLimits};
@@ -23,6 +24,7 @@ pub(super) const DRAFT_STEPS_MAX: usize = 32;
 
 /// A kernel with its bindings, for each row count that it is compiled for.
 pub(super) struct Step {
+    pub(super) label: &'static str,
     /// By the logarithm of the rows of a workgroup: one entry, or four for 1, 2, 4 and 8 rows.
     pub(super) variants: Vec<(Pipeline, u32)>,
     pub(super) bindings: wgpu::BindGroup,
@@ -108,15 +110,37 @@ struct Projection {
     epilogue: Epilogue,
 }
 
-/// Buffers between kernels.
+/// What a kernel is bound to.
+#[derive(Clone)]
+enum Resource {
+    Buffer(wgpu::Buffer),
+    Texture(wgpu::TextureView),
+}
+
+impl Resource {
+    fn binding(&self) -> wgpu::BindingResource<'_> {
+        match self {
+            Resource::Buffer(buffer) => buffer.as_entire_binding(),
+            Resource::Texture(view) => wgpu::BindingResource::TextureView(view),
+        }
+    }
+}
+
+impl From<wgpu::Buffer> for Resource {
+    fn from(buffer: wgpu::Buffer) -> Self {
+        Resource::Buffer(buffer)
+    }
+}
+
+/// What lies between kernels.
 #[derive(Clone)]
 struct Scratch {
     stream: wgpu::Buffer,
-    scaled: wgpu::Buffer,
-    squares: wgpu::Buffer,
+    scaled: Resource,
+    squares: Resource,
     queries: wgpu::Buffer,
-    attended: wgpu::Buffer,
-    hidden: wgpu::Buffer,
+    attended: Resource,
+    hidden: Resource,
     turns: wgpu::Buffer,
 }
 
@@ -256,16 +280,54 @@ fn weight_bytes(context: &Context, stack: &Stack) -> u64 {
 impl Scratch {
     fn new(context: &Context, stack: &Stack, sizes: Sizes) -> Result<Self, DeviceError> {
         let make = |name: &str, vectors: u32| buffer(context, name, sizes.rows(vectors));
+        let vectors = |name: &str, stride: u32| match context.tuning.backing {
+            Backing::Buffer => make(name, stride).map(Resource::from),
+            Backing::Texture => {
+                rows(context, name, wgpu::TextureFormat::Rgba32Float, (stride, sizes))
+            }
+        };
+        let squares = match context.tuning.backing {
+            Backing::Buffer => make("squares", sizes.squares)?.into(),
+            Backing::Texture => {
+                rows(context, "squares", wgpu::TextureFormat::R32Float, (sizes.squares * 4, sizes))?
+            }
+        };
         Ok(Self {
             stream: make("stream", sizes.stream)?,
-            scaled: make("scaled", sizes.stream)?,
-            squares: make("squares", sizes.squares)?,
+            scaled: vectors("scaled", sizes.stream)?,
+            squares,
             queries: make("queries", sizes.query_width / 4)?,
-            attended: make("attended", sizes.attended)?,
-            hidden: make("hidden", sizes.hidden)?,
+            attended: vectors("attended", sizes.attended)?,
+            hidden: vectors("hidden", sizes.hidden)?,
             turns: filled(context, "turns", &turns(stack, sizes))?,
         })
     }
+}
+
+/// A texture of a row for each row of a pass, each of `stride` texels.
+fn rows(
+    context: &Context,
+    name: &str,
+    format: wgpu::TextureFormat,
+    (stride, sizes): (u32, Sizes),
+) -> Result<Resource, DeviceError> {
+    let texture = context.scoped(Doing::Allocating(name), || {
+        context.device.create_texture(&wgpu::TextureDescriptor {
+            label: Some(name),
+            size: wgpu::Extent3d {
+                width: stride,
+                height: sizes.bounds.capacity as u32,
+                depth_or_array_layers: 1,
+            },
+            mip_level_count: 1,
+            sample_count: 1,
+            dimension: wgpu::TextureDimension::D2,
+            format,
+            usage: wgpu::TextureUsages::STORAGE_BINDING,
+            view_formats: &[],
+        })
+    })?;
+    Ok(Resource::Texture(texture.create_view(&Default::default())))
 }
 
 /// Cosine and sine of each pair at each position.
@@ -352,7 +414,7 @@ impl Builder<'_> {
     }
 
     fn parts_of(&self, norm: Norm) -> NormParts {
-        NormParts { width: self.sizes.width, stride: self.sizes.squares, epsilon: norm.epsilon }
+        NormParts { width: self.sizes.width, stride: self.sizes.squares * 4, epsilon: norm.epsilon }
     }
 
     fn embed(&mut self, table: Option<&[Part]>) -> Result<(), DeviceError> {
@@ -361,19 +423,19 @@ impl Builder<'_> {
         let lanes = self.context.tuning.lanes.max(8);
         let kernel = |source| Embed {
             source,
+            backing: self.context.tuning.backing,
             width: self.sizes.width,
             stride: self.sizes.stream,
             square_stride: self.sizes.squares * 4,
             lanes,
         };
-        let backing = self.context.tuning.backing;
         let sources: Vec<_> = match table {
             None => vec![(kernel(EmbedSource::Stream), None)],
             Some(parts) => parts
                 .iter()
                 .map(|part| {
                     let first_tile = part.first_tile as u32;
-                    let source = EmbedSource::Table { layout: part.layout, backing, first_tile };
+                    let source = EmbedSource::Table { layout: part.layout, first_tile };
                     (kernel(source), Some(part))
                 })
                 .collect(),
@@ -382,11 +444,11 @@ impl Builder<'_> {
             let shader = kernel.shader();
             let mut resources: Vec<_> = part.into_iter().flat_map(Part::bindings).collect();
             let Scratch { stream, scaled, squares, .. } = &self.scratch;
-            resources
-                .extend([stream, &gains, scaled, squares].map(wgpu::Buffer::as_entire_binding));
+            resources.extend([stream, &gains].map(wgpu::Buffer::as_entire_binding));
+            resources.extend([scaled, squares].map(Resource::binding));
             let bindings = self.pipelines.bind(&shader.binds, resources)?;
             let variants = vec![(self.pipelines.compile(&shader)?, kernel.groups())];
-            self.steps.body.push(Step { variants, bindings });
+            self.steps.body.push(Step { label: shader.label, variants, bindings });
         }
         Ok(())
     }
@@ -417,7 +479,7 @@ impl Builder<'_> {
             epilogue: Epilogue::Qkv { q_tiles, kv_tiles, cache },
         };
         let Scratch { scaled, squares, queries, attended, turns, .. } = self.scratch.clone();
-        let tail = [squares, turns, queries.clone(), caches.clone()];
+        let tail = [squares, turns.into(), queries.clone().into(), caches.clone().into()];
         let steps = self.project(&projection, &parts, &scaled, &tail)?;
         self.steps.body.extend(steps);
 
@@ -425,16 +487,18 @@ impl Builder<'_> {
         let kernel = Attend {
             heads: heads as u32,
             cache,
-            stride: self.sizes.attended * 2,
+            stride: self.sizes.attended,
+            backing: tuning.backing,
             lanes: Lanes::narrow(tuning),
             subgroups: tuning.attention_subgroups,
         };
         let shader = kernel.shader();
-        let resources =
-            [&queries, &caches, &caches, &attended].map(wgpu::Buffer::as_entire_binding).to_vec();
+        let mut resources =
+            [&queries, &caches, &caches].map(wgpu::Buffer::as_entire_binding).to_vec();
+        resources.push(attended.binding());
         let bindings = self.pipelines.bind(&shader.binds, resources)?;
         let variants = vec![(self.pipelines.compile(&shader)?, heads as u32)];
-        self.steps.body.push(Step { variants, bindings });
+        self.steps.body.push(Step { label: shader.label, variants, bindings });
 
         self.residual(block.output, &attended, (self.sizes.attended, Some(block.ffn_norm)))
     }
@@ -463,7 +527,7 @@ impl Builder<'_> {
     fn residual(
         &mut self,
         weight: WeightId,
-        input: &wgpu::Buffer,
+        input: &Resource,
         (stride, next): (u32, Option<Norm>),
     ) -> Result<(), DeviceError> {
         let parts = self.upload(&[weight], rows_of(self.stack.weight(weight)))?;
@@ -475,9 +539,9 @@ impl Builder<'_> {
             epilogue: Epilogue::Residual { stride: self.sizes.stream, next_norm },
         };
         let Scratch { stream, scaled, squares, .. } = self.scratch.clone();
-        let mut tail = vec![stream];
+        let mut tail = vec![stream.into()];
         if let Some(norm) = next {
-            tail.extend([self.gains(norm)?, scaled, squares]);
+            tail.extend([self.gains(norm)?.into(), scaled, squares]);
         }
         let steps = self.project(&projection, &parts, input, &tail)?;
         self.steps.body.extend(steps);
@@ -500,7 +564,7 @@ impl Builder<'_> {
             epilogue: Epilogue::Logits { stride },
         };
         let Scratch { scaled, squares, .. } = self.scratch.clone();
-        let steps = self.project(&projection, parts, &scaled, &[squares, logits.clone()])?;
+        let steps = self.project(&projection, parts, &scaled, &[squares, logits.clone().into()])?;
         self.steps.head.extend(steps);
         let lanes = Lanes::narrow(&self.context.tuning);
         let vocabulary = self.stack.vocabulary().expect("a stage with a head") as u32;
@@ -527,7 +591,8 @@ impl Builder<'_> {
     ) -> Result<Step, DeviceError> {
         let resources = buffers.iter().map(|b| b.as_entire_binding()).collect();
         let bindings = self.pipelines.bind(&shader.binds, resources)?;
-        Ok(Step { variants: vec![(self.pipelines.compile(shader)?, groups)], bindings })
+        let variants = vec![(self.pipelines.compile(shader)?, groups)];
+        Ok(Step { label: shader.label, variants, bindings })
     }
 
     /// The steps of `projection`, one for each part of its matrix, each for every row count.
@@ -535,24 +600,24 @@ impl Builder<'_> {
         &mut self,
         projection: &Projection,
         parts: &[Part],
-        input: &wgpu::Buffer,
-        tail: &[wgpu::Buffer],
+        input: &Resource,
+        tail: &[Resource],
     ) -> Result<Vec<Step>, DeviceError> {
         let mut steps = Vec::with_capacity(parts.len());
         for part in parts {
             let mut variants = Vec::with_capacity(4);
-            let mut binds = Vec::new();
+            let (mut binds, mut label) = (Vec::new(), "");
             for power in 0..4 {
                 let kernel = self.kernel(projection, part, power);
                 let shader = kernel.shader();
                 variants.push((self.pipelines.compile(&shader)?, kernel.groups()));
-                binds = shader.binds;
+                (binds, label) = (shader.binds, shader.label);
             }
-            let resources = std::iter::once(input.as_entire_binding())
+            let resources = std::iter::once(input.binding())
                 .chain(part.bindings())
-                .chain(tail.iter().map(wgpu::Buffer::as_entire_binding))
+                .chain(tail.iter().map(Resource::binding))
                 .collect();
-            steps.push(Step { variants, bindings: self.pipelines.bind(&binds, resources)? });
+            steps.push(Step { label, variants, bindings: self.pipelines.bind(&binds, resources)? });
         }
         Ok(steps)
     }

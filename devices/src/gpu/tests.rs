@@ -130,15 +130,16 @@ fn every_tuning_agrees_with_the_reference() {
         Tuning { chunk: 8, pick_span: 32, ..base.clone() },
         Tuning { chunk: 16, part_tiles: 6, pass_rows: 16, ..base.clone() },
     ];
-    for tuning in tunings {
+    let formats = [WeightFormat::Q8_0, WeightFormat::Q4_0, WeightFormat::Q4_1, WeightFormat::F16];
+    for (index, tuning) in tunings.into_iter().enumerate() {
         let what = format!("{tuning:?}");
         let options = GpuOptions { tuning: Some(tuning), ..GpuOptions::default() };
         let mut device = open(options).unwrap();
-        for format in
-            [WeightFormat::Q8_0, WeightFormat::Q4_0, WeightFormat::Q4_1, WeightFormat::F16]
-        {
+        for format in [formats[index % 4], formats[(index + 2) % 4]] {
+            let begin = std::time::Instant::now();
             let subgraph = whole(&synthetic::tiny(1), format);
             agrees(&mut device, &subgraph, 1e-3, &format!("{format} {what}"));
+            eprintln!("{format} {what}: {:?}", begin.elapsed());
         }
     }
 }
@@ -438,10 +439,28 @@ fn what_does_not_fit_is_out_of_memory_and_leaves_the_device_usable() {
 #[test]
 fn measured_costs_are_positive() {
     let Some(mut device) = open(GpuOptions::default()) else { return };
-    let costs = measure::costs(&device, 1 << 20, 1).unwrap();
+    let begin = std::time::Instant::now();
+    let clock = || begin.elapsed();
+    let timer = measure::Timer::new(&clock, 1);
+    let costs = measure::costs(&device, 1 << 20, timer).unwrap();
     assert!(costs.bandwidth_bytes_per_s > 0 && costs.submit_and_wait.as_nanos() > 0, "{costs:?}");
     let mut gpu = device.prepare(&whole(&synthetic::tiny(1), WeightFormat::Q8_0), LIMITS).unwrap();
-    assert!(measure::pass(&mut *gpu, (9, 2), 1).unwrap().as_nanos() > 0);
-    assert!(measure::draft(&mut *gpu, (9, 2), 1).unwrap().as_nanos() > 0);
+    assert!(measure::pass(&mut *gpu, (9, 2), timer).unwrap().as_nanos() > 0);
+    assert!(measure::draft(&mut *gpu, (9, 2), timer).unwrap().as_nanos() > 0);
     assert_eq!(gpu.cached(SequenceId(u64::MAX)), 0);
+    let tiny = whole(&synthetic::tiny(1), WeightFormat::Q8_0);
+    let kernels = measure::kernels(&device, (&tiny, LIMITS), 2, timer).unwrap();
+    let labels: Vec<_> = kernels.iter().map(|k| k.label).collect();
+    let expected = [
+        "embed",
+        "norm+qkv+rope+cache",
+        "attend",
+        "matmul+add",
+        "norm+gate_up+silu_mul",
+        "matmul+add",
+        "norm+head",
+        "pick best",
+        "pick",
+    ];
+    assert_eq!(labels, expected);
 }

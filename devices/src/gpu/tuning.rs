@@ -3,7 +3,7 @@
 
 use super::adapter::{AdapterKind, GpuAdapter};
 
-/// What weights are read through.
+/// What weights, and the activations that they are multiplied with, are read through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Backing {
     /// Storage buffers: best on hardware.
@@ -16,7 +16,7 @@ pub enum Backing {
 /// Parameters of the kernel generator.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tuning {
-    /// What weights are read through.
+    /// What weights and activations are read through.
     pub backing: Backing,
     /// Lanes of a subgroup where it is known and fixed; `None` reduces through workgroup memory instead.
     pub subgroup: Option<u32>,
@@ -51,7 +51,7 @@ impl Tuning {
                 backing: Backing::Texture,
                 subgroup,
                 lanes,
-                tiles: [4, 4, 2, 1],
+                tiles: [4, 2, 2, 2],
                 chunk: 32,
                 unroll: [1; 4],
                 attention_subgroups: 1,
@@ -100,9 +100,8 @@ impl Tuning {
         if !self.unroll.iter().all(|u| u.is_power_of_two()) {
             return Err(format!("{:?} units in an iteration, not powers of two", self.unroll));
         }
-        let items = self.tiles.iter().zip([1, 2, 4, 8]).map(|(t, n)| t * n);
-        if items.clone().any(|i| i == 0 || i > lanes) {
-            return Err(format!("tiles {:?} do not fit {lanes} lanes", self.tiles));
+        if !self.tiles.iter().all(|tiles| (1..=16).contains(tiles)) {
+            return Err(format!("{:?} tiles, not 1 to 16", self.tiles));
         }
         if self.attention_subgroups == 0 || (subgroup.is_none() && self.attention_subgroups != 1) {
             return Err("attention needs one subgroup, or subgroup operations".into());

@@ -4,15 +4,17 @@
 //! weighted sum of the values. Several subgroups share the positions in turns and join at the end. *Invariant:* the
 //! order of operations depends on the row's position alone.
 
-use super::{Bind, CacheShape, Join, Lanes, Shader, Writer};
+use super::{Bind, CacheShape, Join, Lanes, Rows, Shader, Writer};
+use crate::gpu::tuning::Backing;
 
 /// The attention kernel.
 #[derive(Clone, Debug, PartialEq)]
 pub(in crate::gpu) struct Attend {
     pub(in crate::gpu) heads: u32,
     pub(in crate::gpu) cache: CacheShape,
-    /// Pairs of elements in a row of the output.
+    /// 4-vectors in a row of the output.
     pub(in crate::gpu) stride: u32,
+    pub(in crate::gpu) backing: Backing,
     /// One subgroup, or a workgroup where there are no subgroup operations.
     pub(in crate::gpu) lanes: Lanes,
     /// Subgroups of a workgroup; 1 without subgroup operations.
@@ -31,7 +33,7 @@ impl Attend {
         w.read("queries", "vec4<f32>");
         w.read("keys", "vec4<u32>");
         w.read("values", word_type(share));
-        w.write("attended", "vec2<f32>");
+        w.rows_out("attended", Rows::vectors(self.backing, self.stride));
         let half = self.cache.half_slot_words();
         let (lane, turn) = if self.subgroups > 1 { ("sub_lane", "sub_id") } else { ("lane", "0u") };
         w.line("let at = state[group.y];");
@@ -65,9 +67,9 @@ impl Attend {
         w.finish(all)
     }
 
-    /// 32-bit words of a head's values that a lane owns.
+    /// 32-bit words of a head's values that a lane owns: an even number, as it writes 4-vectors.
     fn share(&self) -> u32 {
-        (self.cache.head_dim / 2).div_ceil(self.lanes.count)
+        (self.cache.head_dim / 2).div_ceil(self.lanes.count).next_multiple_of(2)
     }
 
     /// The score of this lane's position becomes its weight `e`; what came before is scaled to the new maximum.
@@ -120,7 +122,7 @@ impl Attend {
         for i in 0..share / vector {
             w.line(format!("let v_{i} = values[start + {i}u];"));
             for (part, j) in ["x", "y", "z", "w"].into_iter().zip(0..vector) {
-                let word = if vector == 1 { format!("v_{i}") } else { format!("v_{i}.{part}") };
+                let word = format!("v_{i}.{part}");
                 let o = format!("o_{}", i * vector + j);
                 w.line(format!("{o} = fma(unpack2x16float({word}), vec2<f32>(weight), {o});"));
             }
@@ -177,12 +179,12 @@ impl Attend {
             w.line(format!("if ({owns} && count > 0u) {{"));
         }
         w.line(format!(
-            "let to = group.y * {}u + group.x * {words}u + min({lane} * {share}u, {}u);",
-            self.stride,
+            "let to = (group.x * {words}u + min({lane} * {share}u, {}u)) / 2u;",
             words - share
         ));
-        for i in 0..share {
-            w.line(format!("attended[to + {i}u] = o_{i} / sum;"));
+        for i in (0..share).step_by(2) {
+            let both = format!("vec4<f32>(o_{i}, o_{}) / sum", i + 1);
+            w.line(format!("put_attended(group.y, to + {}u, {both});", i / 2));
         }
         w.line("}");
     }
@@ -190,13 +192,9 @@ impl Attend {
 
 /// Words that one load of the values takes.
 fn vector(share: u32) -> u32 {
-    [4, 2].into_iter().find(|v| share.is_multiple_of(*v)).unwrap_or(1)
+    if share.is_multiple_of(4) { 4 } else { 2 }
 }
 
 fn word_type(share: u32) -> &'static str {
-    match vector(share) {
-        4 => "vec4<u32>",
-        2 => "vec2<u32>",
-        _ => "u32",
-    }
+    if vector(share) == 4 { "vec4<u32>" } else { "vec2<u32>" }
 }

@@ -2,7 +2,7 @@
 //! residual stream, times the weight of the first norm, with the sums of squares that the norm needs.
 
 use super::matmul::DOT4;
-use super::{Bind, Shader, Writer};
+use super::{Bind, Rows, Shader, Writer};
 use crate::gpu::format::StoredFormat;
 use crate::gpu::pack::Layout;
 use crate::gpu::tuning::Backing;
@@ -11,7 +11,7 @@ use crate::gpu::tuning::Backing;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::gpu) enum EmbedSource {
     /// The table, packed like any matrix; this kernel writes the rows whose token lies in its part, from `first_tile`.
-    Table { layout: Layout, backing: Backing, first_tile: u32 },
+    Table { layout: Layout, first_tile: u32 },
     /// The stream itself, filled by the host.
     Stream,
 }
@@ -20,6 +20,7 @@ pub(in crate::gpu) enum EmbedSource {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::gpu) struct Embed {
     pub(in crate::gpu) source: EmbedSource,
+    pub(in crate::gpu) backing: Backing,
     /// Width of the stream, a multiple of 4.
     pub(in crate::gpu) width: u32,
     /// 4-vectors in a row of the stream.
@@ -38,8 +39,8 @@ impl Embed {
     /// Bindings: \[words, \[scales\]\], stream, gains, scaled, squares.
     pub(in crate::gpu) fn shader(&self) -> Shader {
         let mut w = Writer::new("embed", Bind::Read);
-        if let EmbedSource::Table { layout, backing, .. } = self.source {
-            w.weights(backing);
+        if let EmbedSource::Table { layout, .. } = self.source {
+            w.weights(self.backing);
             match layout.format.scale_words() {
                 0 => {}
                 words => w.read("scales", &format!("vec{words}<u32>")),
@@ -47,8 +48,8 @@ impl Embed {
         }
         w.write("stream", "vec4<f32>");
         w.read("gains", "vec4<f32>");
-        w.write("scaled", "vec4<f32>");
-        w.write("squares", "f32");
+        w.rows_out("scaled", Rows::vectors(self.backing, self.stride));
+        w.rows_out("squares", Rows::squares(self.backing, self.square_stride));
         w.declare(DOT4);
         w.line(format!("let unit = group.x * {}u + lane;", self.lanes));
         w.line(format!("let at = group.y * {}u + unit;", self.stride));
@@ -66,8 +67,8 @@ impl Embed {
                 w.line("let x = stream[at];");
             }
         }
-        w.line("scaled[at] = x * gains[unit];");
-        w.line(format!("squares[group.y * {}u + unit] = dot4(x);", self.square_stride));
+        w.line("put_scaled(group.y, unit, x * gains[unit]);");
+        w.line("put_squares(group.y, unit, dot4(x));");
         w.line("}");
         w.finish(self.lanes)
     }

@@ -4,7 +4,7 @@
 //! A workgroup computes some tiles of 4 output rows; its lanes share the columns, chunk by chunk, and join at the end.
 //! *Invariant:* the operations on one batch row, and their order, depend neither on the number of rows nor of tiles.
 
-use super::{Bind, CacheShape, Join, Lanes, Shader, Writer};
+use super::{Bind, CacheShape, Join, Lanes, RowKind, Rows, Shader, Writer};
 use crate::gpu::format::StoredFormat;
 use crate::gpu::pack::Layout;
 use crate::gpu::tuning::Backing;
@@ -23,7 +23,7 @@ pub(in crate::gpu) enum Gather {
 pub(in crate::gpu) struct Norm {
     /// Elements that were squared.
     pub(in crate::gpu) width: u32,
-    /// 4-vectors of parts in a row.
+    /// Parts in a row, a multiple of 4.
     pub(in crate::gpu) stride: u32,
     pub(in crate::gpu) epsilon: f32,
 }
@@ -88,14 +88,14 @@ impl MatMul {
     }
 
     fn declare(&self, w: &mut Writer) {
-        w.read("input", "vec4<f32>");
+        w.rows_in("input", Rows::vectors(self.backing, self.input_stride));
         w.weights(self.backing);
         match self.layout.format.scale_words() {
             0 => {}
             words => w.read("scales", &format!("vec{words}<u32>")),
         }
-        if self.norm.is_some() {
-            w.read("parts", "vec4<f32>");
+        if let Some(Norm { stride, .. }) = self.norm {
+            w.rows_in("parts", Rows::squares(self.backing, stride).squares_in());
         }
         match self.epilogue {
             Epilogue::Qkv { .. } => {
@@ -103,15 +103,17 @@ impl MatMul {
                 w.write("queries", "vec4<f32>");
                 w.write("cache", "vec2<u32>");
             }
-            Epilogue::Residual { next_norm, .. } => {
+            Epilogue::Residual { stride, next_norm } => {
                 w.write("stream", "vec4<f32>");
-                if next_norm.is_some() {
+                if let Some(squares) = next_norm {
                     w.read("gains", "vec4<f32>");
-                    w.write("scaled", "vec4<f32>");
-                    w.write("squares", "f32");
+                    w.rows_out("scaled", Rows::vectors(self.backing, stride));
+                    w.rows_out("squares", Rows::squares(self.backing, squares));
                 }
             }
-            Epilogue::GateUp { .. } => w.write("hidden", "vec4<f32>"),
+            Epilogue::GateUp { stride } => {
+                w.rows_out("hidden", Rows::vectors(self.backing, stride));
+            }
             Epilogue::Logits { .. } => w.write("logits", "vec4<f32>"),
         }
     }
@@ -181,11 +183,7 @@ impl MatMul {
         let (chunks, tile_words) = (self.layout.chunks(), self.layout.tile_words());
         let into = if format == StoredFormat::F16 { "acc" } else { "sum" };
         for n in 0..self.rows {
-            w.line(format!(
-                "let a_{n}_{k} = input[row_{n} * {}u + c * {}u + u + {k}u];",
-                self.input_stride,
-                chunk / 4
-            ));
+            w.line(format!("let a_{n}_{k} = input_at(row_{n}, c * {}u + u + {k}u);", chunk / 4));
             if offset {
                 let a = format!("a_{n}_{k}");
                 w.line(format!("total_{n} += ({a}.x + {a}.y) + ({a}.z + {a}.w);"));
@@ -238,18 +236,23 @@ impl MatMul {
     /// Joins the lanes; with a norm, `inverse_n` is the factor of row n.
     fn join(&self, w: &mut Writer) {
         let mut names: Vec<_> = self.each().map(|(t, n)| format!("acc_{t}_{n}")).collect();
-        if let Some(Norm { stride, .. }) = self.norm {
+        if let Some(Norm { width, stride, .. }) = self.norm {
+            let Rows { kind, stride, .. } = Rows::squares(self.backing, stride).squares_in();
+            let (count, sum) = match kind {
+                RowKind::Vectors => (stride, "(part.x + part.y) + (part.z + part.w)"),
+                RowKind::Numbers => (width / 4, "part"),
+            };
             for n in 0..self.rows {
-                w.line(format!("var part_{n} = vec4<f32>(0.0);"));
+                w.line(format!("var part_{n} = 0.0;"));
             }
-            w.line(format!("for (var p = lane; p < {stride}u; p += {}u) {{", self.lanes.count));
+            w.line(format!("for (var p = lane; p < {count}u; p += {}u) {{", self.lanes.count));
             for n in 0..self.rows {
-                w.line(format!("part_{n} += parts[row_{n} * {stride}u + p];"));
+                w.line(format!("{{ let part = parts_at(row_{n}, p); part_{n} += {sum}; }}"));
             }
             w.line("}");
             for (quad, rows) in (0..self.rows).collect::<Vec<_>>().chunks(4).enumerate() {
                 let part = |i: usize| match rows.get(i) {
-                    Some(n) => format!("(part_{n}.x + part_{n}.y) + (part_{n}.z + part_{n}.w)"),
+                    Some(n) => format!("part_{n}"),
                     None => "0.0".to_owned(),
                 };
                 let all = [0, 1, 2, 3].map(part).join(", ");
@@ -269,18 +272,22 @@ impl MatMul {
         }
     }
 
-    /// Gives each lane one (tile, row) to finish: `tile`, `row` of the pass, its value `v` and, for SwiGLU, `up`.
+    /// Gives each lane a (tile, row) to finish, or several by turns: `tile`, its `place` in the matrix, `row` of the pass,
+    /// its value `v` and, for SwiGLU, `up`.
     fn select_item(&self, w: &mut Writer) {
         let step = if self.is_paired() { 2 } else { 1 };
-        let items = self.tiles / step * self.rows;
-        w.line(format!("let n = lane % {}u;", self.rows));
-        w.line(format!("let tile = first + lane / {}u * {step}u;", self.rows));
+        let (items, lanes) = (self.tiles / step * self.rows, self.lanes.count);
+        w.line(format!("for (var item = lane; item < {items}u; item += {lanes}u) {{"));
+        w.line(format!("let n = item % {}u;", self.rows));
+        w.line(format!("let tile = first + item / {}u * {step}u;", self.rows));
+        w.line(format!("if (tile >= {}u) {{ continue; }}", self.layout.tiles));
+        w.line(format!("let place = tile + {}u;", self.first_tile));
         w.line(format!("let row = group.y * {}u + n;", self.rows));
         for (name, second) in [("v", 0), ("up", 1)].into_iter().take(step as usize) {
             w.line(format!("var {name} = acc_{second}_0;"));
             for item in 1..items {
                 let (t, n) = (item / self.rows * step + second, item % self.rows);
-                w.line(format!("{name} = select({name}, acc_{t}_{n}, lane == {item}u);"));
+                w.line(format!("{name} = select({name}, acc_{t}_{n}, item == {item}u);"));
             }
         }
         if self.norm.is_some() {
@@ -293,8 +300,6 @@ impl MatMul {
                 w.line("up *= inverse;");
             }
         }
-        w.line(format!("if (lane < {items}u && tile < {}u) {{", self.layout.tiles));
-        w.line(format!("let place = tile + {}u;", self.first_tile));
     }
 
     /// Whether tiles come in pairs: gate, then up.
@@ -309,14 +314,14 @@ impl MatMul {
                 w.line(format!("let at = row * {stride}u + place;"));
                 w.line("let x = stream[at] + v;");
                 w.line("stream[at] = x;");
-                if let Some(square_stride) = next_norm {
-                    w.line("scaled[at] = x * gains[place];");
-                    w.line(format!("squares[row * {square_stride}u + place] = dot4(x);"));
+                if next_norm.is_some() {
+                    w.line("put_scaled(row, place, x * gains[place]);");
+                    w.line("put_squares(row, place, dot4(x));");
                     w.declare(DOT4);
                 }
             }
-            Epilogue::GateUp { stride } => {
-                w.line(format!("hidden[row * {stride}u + place / 2u] = v / (1.0 + exp(-v)) * up;"));
+            Epilogue::GateUp { .. } => {
+                w.line("put_hidden(row, place / 2u, v / (1.0 + exp(-v)) * up);");
             }
             Epilogue::Logits { stride } => {
                 w.line(format!("logits[row * {stride}u + place] = v;"));

@@ -26,7 +26,13 @@ pub(super) const TEXTURE_SIDE: u32 = 4096;
 pub(super) enum Bind {
     Read,
     Write,
-    Texture,
+    /// A texture of packed weights.
+    Words,
+    /// Textures of rows between kernels, of 4-vectors or numbers, as `rows_in` and `rows_out` declare them.
+    VectorsIn,
+    VectorsOut,
+    NumbersIn,
+    NumbersOut,
 }
 
 /// A generated kernel: its text, and its bindings in group 0 in order. The state is group 1.
@@ -57,6 +63,51 @@ impl CacheShape {
     /// Bytes of one layer.
     pub(super) fn bytes(&self) -> u64 {
         u64::from(self.slots) * u64::from(self.half_slot_words()) * 32
+    }
+}
+
+/// Rows that one kernel writes and others read, one for each row of the pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Rows {
+    pub(super) backing: Backing,
+    pub(super) kind: RowKind,
+    /// Elements of a row.
+    pub(super) stride: u32,
+}
+
+/// What a row consists of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum RowKind {
+    /// 4-vectors of `f32`.
+    Vectors,
+    /// `f32`.
+    Numbers,
+}
+
+impl RowKind {
+    fn element(self) -> &'static str {
+        match self {
+            RowKind::Vectors => "vec4<f32>",
+            RowKind::Numbers => "f32",
+        }
+    }
+}
+
+impl Rows {
+    pub(super) fn vectors(backing: Backing, stride: u32) -> Self {
+        Self { backing, kind: RowKind::Vectors, stride }
+    }
+
+    /// Sums of squares of 4 columns each, `stride` of them a row; read 4 at a time where they lie in a buffer.
+    pub(super) fn squares(backing: Backing, stride: u32) -> Self {
+        Self { backing, kind: RowKind::Numbers, stride }
+    }
+
+    fn squares_in(self) -> Self {
+        match self.backing {
+            Backing::Buffer => Self { kind: RowKind::Vectors, stride: self.stride / 4, ..self },
+            Backing::Texture => self,
+        }
     }
 }
 
@@ -108,13 +159,63 @@ impl Writer {
                 self.declare(&format!(
                     "@group(0) @binding({number}) var words: texture_storage_2d<rgba32uint, read>;"
                 ));
-                self.binds.push(Bind::Texture);
+                self.binds.push(Bind::Words);
                 let (mask, shift) = (TEXTURE_SIDE - 1, TEXTURE_SIDE.trailing_zeros());
                 self.declare(&format!(
                     "fn word(i: u32) -> vec4<u32> {{ return textureLoad(words, vec2<u32>(i & {mask}u, i >> {shift}u)); }}"
                 ));
             }
         }
+    }
+
+    /// Declares rows that an earlier kernel wrote, and `{name}_at(row, i)`, which reads element i of a row.
+    pub(super) fn rows_in(&mut self, name: &str, rows: Rows) {
+        let Rows { backing, kind, stride } = rows;
+        let element = kind.element();
+        let read = match backing {
+            Backing::Buffer => {
+                self.read(name, element);
+                format!("{name}[row * {stride}u + i]")
+            }
+            Backing::Texture => {
+                let bind = if kind == RowKind::Vectors { Bind::VectorsIn } else { Bind::NumbersIn };
+                self.row_texture(name, bind, kind);
+                let part = if kind == RowKind::Vectors { "" } else { ".x" };
+                format!("textureLoad({name}, vec2<u32>(i, row)){part}")
+            }
+        };
+        self.declare(&format!("fn {name}_at(row: u32, i: u32) -> {element} {{ return {read}; }}"));
+    }
+
+    /// Declares rows that a later kernel reads, and `put_{name}(row, i, v)`, which writes element i of a row.
+    pub(super) fn rows_out(&mut self, name: &str, rows: Rows) {
+        let Rows { backing, kind, stride } = rows;
+        let element = kind.element();
+        let write = match backing {
+            Backing::Buffer => {
+                self.write(name, element);
+                format!("{name}[row * {stride}u + i] = v")
+            }
+            Backing::Texture => {
+                let vectors = kind == RowKind::Vectors;
+                let bind = if vectors { Bind::VectorsOut } else { Bind::NumbersOut };
+                self.row_texture(name, bind, kind);
+                let v = if vectors { "v" } else { "vec4<f32>(v, 0.0, 0.0, 0.0)" };
+                format!("textureStore({name}, vec2<u32>(i, row), {v})")
+            }
+        };
+        self.declare(&format!("fn put_{name}(row: u32, i: u32, v: {element}) {{ {write}; }}"));
+    }
+
+    fn row_texture(&mut self, name: &str, bind: Bind, kind: RowKind) {
+        let number = self.binds.len();
+        let format = if kind == RowKind::Vectors { "rgba32float" } else { "r32float" };
+        let reads = matches!(bind, Bind::VectorsIn | Bind::NumbersIn);
+        let access = if reads { "read" } else { "write" };
+        self.declare(&format!(
+            "@group(0) @binding({number}) var {name}: texture_storage_2d<{format}, {access}>;"
+        ));
+        self.binds.push(bind);
     }
 
     pub(super) fn declare(&mut self, text: &str) {
