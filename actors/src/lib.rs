@@ -1,1 +1,22 @@
-//! Who runs the stages, and when.
+//! Who runs the stages, and when: actors, their messages, HTTP and the command line.
+//!
+//! ```text
+//! gateway ─▶ coordinator ─▶ compute units ─▶ worker threads (one per unit, with the device)
+//!                 ▲               │
+//!                 └── supervisor ◀┘
+//! ```
+//!
+//! *Invariant:* nothing here computes a logit or decides what is accepted.
+
+pub mod cli;
+pub mod coordinator;
+pub mod engine;
+pub mod fleet;
+pub mod gateway;
+mod ledger;
+pub mod messages;
+pub mod meter;
+pub mod pair;
+pub mod request;
+pub mod supervisor;
+pub mod unit;

@@ -1,3 +1,7 @@
-//! The command line.
+//! The `outrider` binary.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    outrider::cli::run()
+}

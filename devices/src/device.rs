@@ -129,7 +129,8 @@ pub trait Executable {
     fn run(&mut self, batch: &Batch, input: Option<Activations>) -> Result<Output, DeviceError>;
 
     /// Drafts: runs each segment, then feeds its last pick back, up to `steps` times. Returns the drafted picks of
-    /// each segment in order. The cache afterwards holds the segment's rows and all returned tokens but the last.
+    /// each segment in order. The cache afterwards holds the segment's rows and at least all returned tokens but the last
+    /// (after a stop by probability it may hold that one too).
     ///
     /// Only for an executable of a whole model (tokens in, picks out).
     fn draft(&mut self, batch: &DraftBatch) -> Result<Vec<Vec<Pick>>, DeviceError> {

@@ -4,11 +4,13 @@
 //! [`Subgraph`] and ragged batches of rows, and answers with activations or picked tokens.
 
 pub mod batch;
-mod choose;
+pub mod conformance;
+pub mod cpu;
 pub mod device;
 pub mod discovery;
 pub mod gpu;
 pub mod graph;
+pub mod mapped;
 pub mod reference;
 pub mod sampling;
 pub mod sim;

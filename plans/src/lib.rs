@@ -1,7 +1,36 @@
 //! What runs where, and why: partition plans, their validation and explanation, and the cost model.
 //!
+//! A plan file is read into a [`PlanSpec`], which knows where each of its words stands, and checked against a
+//! [`PlanContext`] (the machine and the models) into a [`PartitionPlan`], which is right by construction.
+//!
 //! *Invariant:* pure data and arithmetic. Nothing here knows a device, an actor or a clock.
 
+pub mod check;
+pub mod context;
+pub mod cost;
+pub mod defaults;
+pub mod diff;
+pub mod error;
+pub mod explain;
+pub mod machine;
+pub mod mode;
+pub mod plan;
 pub mod role;
+pub mod shipped;
+pub mod spec;
+mod wording;
 
+pub use context::{CacheLimits, HeadWeights, ModelShape, PlanContext, StageMemory};
+pub use cost::{
+    Acceptance, CostModel, Costs, Forecast, ForecastError, LinkProfile, TimeTable, UnitProfile,
+    Workload,
+};
+pub use defaults::{default_plan, default_plan_in};
+pub use diff::{Installed, PlanDiff};
+pub use error::{PlanError, PlanProblem, Position};
+pub use machine::{Adapter, AdapterKind, Core, Machine};
+pub use mode::{Mode, ModeKind};
+pub use plan::{PartitionPlan, Placement, PlanEpoch, PlanId, UnitKind, UnitSpec};
 pub use role::{ModelRole, StageId, UnitId};
+pub use shipped::{ShippedPlan, shipped, shipped_plan};
+pub use spec::PlanSpec;

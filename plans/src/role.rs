@@ -56,7 +56,7 @@ impl fmt::Display for ModelRole {
 
 /// A stage named by its content: blocks `layer_first..layer_end` of a model. A stage that a new plan keeps on its unit
 /// has the same name there and is not installed again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct StageId {
     /// The model.
     pub role: ModelRole,
@@ -64,6 +64,13 @@ pub struct StageId {
     pub layer_first: usize,
     /// One past the last block; with the output head if it is the model's number of layers.
     pub layer_end: usize,
+}
+
+impl StageId {
+    /// Number of blocks.
+    pub fn layers(&self) -> usize {
+        self.layer_end - self.layer_first
+    }
 }
 
 impl fmt::Display for StageId {

@@ -6,7 +6,7 @@
 use super::Files;
 
 /// Limits of the process's control groups; `None` is no limit.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize)]
 pub struct CgroupLimits {
     /// Processor time, in CPUs.
     pub cpus: Option<f64>,
@@ -15,7 +15,7 @@ pub struct CgroupLimits {
 }
 
 /// A limit on memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct MemoryLimit {
     /// Bytes allowed.
     pub bytes: u64,

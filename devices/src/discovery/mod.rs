@@ -21,7 +21,7 @@ pub use cpuinfo::{Processor, parse_cpuinfo};
 pub use topology::{Cache, Cluster, Cpu, clusters};
 
 /// What a process may use of a machine.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct Machine {
     /// Name of the board, where there is a device tree.
     pub board: Option<String>,
@@ -40,7 +40,7 @@ pub struct Machine {
 }
 
 /// Bytes of memory.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Memory {
     /// All of the machine's.
     pub total: Option<u64>,

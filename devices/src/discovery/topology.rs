@@ -14,7 +14,7 @@ const CAPACITY_FULL: u64 = 1024;
 const SAME_KIND_SHARE: f64 = 0.1;
 
 /// One logical CPU that the process may run on.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Cpu {
     /// The kernel's number.
     pub id: usize,
@@ -31,7 +31,7 @@ pub struct Cpu {
 }
 
 /// A cache of the last level.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Cache {
     /// 3 for an L3 cache.
     pub level: u64,
@@ -42,7 +42,7 @@ pub struct Cache {
 }
 
 /// Cores of one kind.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Cluster {
     /// Name of the cores, if they have one in common.
     pub processor: Option<String>,

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use super::NAME;
 use super::ops::{self, Matrix};
 use crate::batch::{Activations, Batch, Output, Picked, SequenceId, Want};
-use crate::choose::choose;
 use crate::device::{DeviceError, Executable, MemoryUse, SlotLimits};
 use crate::graph::{Node, Norm, Op, Rope, StageInput, StageOutput, Subgraph, ValueId, WeightId};
+use crate::sampling::{Scratch, pick};
 use crate::slots::Slots;
 
 /// Rotated keys and values of one layer, each `positions x kv_heads * head_dim`.
@@ -33,6 +33,7 @@ pub struct ReferenceExecutable {
     subgraph: Subgraph,
     weights: Vec<Arc<[f32]>>,
     slots: Slots<Vec<LayerCache>>,
+    scratch: Scratch,
 }
 
 /// What one run computes with: its rows, which of them run through the head, and the values so far.
@@ -44,7 +45,7 @@ struct Frame {
 
 impl ReferenceExecutable {
     pub(super) fn new(subgraph: Subgraph, weights: Vec<Arc<[f32]>>, limits: SlotLimits) -> Self {
-        Self { subgraph, weights, slots: Slots::new(limits) }
+        Self { subgraph, weights, slots: Slots::new(limits), scratch: Scratch::default() }
     }
 
     fn begin(&mut self, batch: &Batch, input: Option<Activations>) -> Frame {
@@ -162,7 +163,9 @@ impl ReferenceExecutable {
             for row in segment.tokens.len() - segment.want.rows()..segment.tokens.len() {
                 let logits = rows.next().expect("one row of logits for each wanted one");
                 let seen = &history[..segment.base as usize + row + 1];
-                picked.picks.push(choose(logits, seen, &segment.sampling));
+                let position = seen.len() as u32;
+                let sampling = &segment.sampling;
+                picked.picks.push(pick(logits, position, seen, sampling, &mut self.scratch));
                 if matches!(segment.want, Want::Logits(_)) {
                     picked.logits.extend(logits);
                 }

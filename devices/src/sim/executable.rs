@@ -7,9 +7,9 @@ use super::Shared;
 use super::language::{Language, hash_name, hash_tokens};
 use super::options::{Latency, SimOptions};
 use crate::batch::{Activations, Batch, Output, Picked, Segment, SequenceId, Want};
-use crate::choose::choose;
 use crate::device::{DeviceError, Executable, MemoryUse, SlotLimits};
 use crate::graph::{StageInput, StageOutput, Subgraph, ValueId};
+use crate::sampling::{Scratch, pick};
 use crate::slots::Slots;
 
 /// Elements of a row of activations that carry its label: hash of the text, hash of the model, layers.
@@ -132,10 +132,13 @@ impl SimExecutable {
 
     fn picked(&mut self, batch: &Batch) -> Picked {
         let mut picked = Picked::default();
+        let mut scratch = Scratch::default();
         self.each_row(batch, |stage, _, seen, asked| {
             let (End::Logits(language), Some(segment)) = (&stage.end, asked.wanted) else { return };
             let logits = language.logits(seen);
-            picked.picks.push(choose(&logits, seen, &segment.sampling));
+            let position = seen.len() as u32;
+            let sampling = &segment.sampling;
+            picked.picks.push(pick(&logits, position, seen, sampling, &mut scratch));
             if matches!(segment.want, Want::Logits(_)) {
                 picked.logits.extend(logits);
             }

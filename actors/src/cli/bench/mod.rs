@@ -1,0 +1,242 @@
+//! `outrider bench`: plans side by side on the same prompts, interleaved prompt by prompt, medians over the runs.
+//!
+//! *Invariant:* a speed-up is over the best plain placement measured in the same run, and a text is compared with the
+//! plain text of the same target placement.
+
+mod report;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use clap::Args;
+use futures_util::future::try_join_all;
+use outrider_devices::Sampling;
+use outrider_observability::Registry;
+use outrider_pipeline::Message;
+use outrider_pipeline::scheduler::{GenerationParams, Statistics};
+use outrider_plans::{Mode, ModeKind, PartitionPlan, default_plan_in};
+
+use super::select::{build_info, named_plan};
+use super::{CliError, Selection, in_system, print_json};
+use crate::engine::{Engine, EngineOptions};
+use crate::pair::Pair;
+use crate::request::{RequestEvent, Timings};
+use report::{Measured, Report};
+
+/// Prompts of the shipped pair's kind, for a bench without a file.
+const PROMPTS: &str = include_str!("prompts.tsv");
+
+/// What to measure.
+#[derive(Args, Debug)]
+pub(super) struct BenchArguments {
+    #[command(flatten)]
+    selection: Selection,
+    /// Prompts: one a line, the text before the first tab. Default: a few dozen sentences.
+    #[arg(long, value_name = "FILE.tsv")]
+    prompts: Option<PathBuf>,
+    /// Use the first N prompts only.
+    #[arg(long, value_name = "N")]
+    limit: Option<usize>,
+    /// Plans to measure: files or names of shipped plans. Default: plain, sequential, overlap and lookup as they would be
+    /// chosen for this machine.
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    plans: Vec<String>,
+    /// Passes over all prompts; figures are medians over them.
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    runs: usize,
+    /// Prompts that are answered at the same time.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    concurrent: usize,
+    /// Most tokens of an answer.
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    max_tokens: u32,
+    /// 0 is greedy.
+    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    temperature: f32,
+    /// Seed of the noise.
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    seed: u64,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// A plan under measurement.
+struct Contender {
+    plan: PartitionPlan,
+    /// Index of the contender that runs the same target placement plainly.
+    plain: usize,
+    engine: Engine,
+    runs: Vec<Measured>,
+    texts: Vec<Vec<u32>>,
+    identical: bool,
+}
+
+#[expect(clippy::print_stdout, reason = "the command's own output")]
+pub(super) fn run(arguments: BenchArguments) -> Result<(), CliError> {
+    in_system(async move {
+        let report = measure(&arguments).await?;
+        if arguments.json {
+            return print_json(&report);
+        }
+        print!("{report}");
+        Ok(())
+    })
+}
+
+async fn measure(arguments: &BenchArguments) -> Result<Report, CliError> {
+    if arguments.runs == 0 {
+        return Err("--runs must be at least 1".into());
+    }
+    let prompts = prompts(arguments)?;
+    let pair = arguments.selection.pair()?;
+    let mut contenders = Vec::new();
+    for (plan, plain) in plans(arguments, &pair)? {
+        let registry = Arc::new(Registry::new(build_info()));
+        let limits = arguments.selection.limits();
+        let options = EngineOptions::new(pair.clone(), plan.clone(), limits, registry);
+        let engine = Engine::start(options).await?;
+        let (runs, texts) = (Vec::new(), Vec::new());
+        contenders.push(Contender { plan, plain, engine, runs, texts, identical: true });
+    }
+    for contender in &contenders {
+        contender.answer(arguments, &prompts[..1]).await?;
+    }
+    for run in 0..arguments.runs {
+        contenders.iter_mut().for_each(|c| c.runs.push(Measured::default()));
+        let groups = prompts.chunks(arguments.concurrent.max(1));
+        for (group, prompts) in groups.enumerate() {
+            for contender in &mut contenders {
+                let (texts, measured) = contender.answer(arguments, prompts).await?;
+                contender.runs[run] += measured;
+                if run == 0 {
+                    contender.texts.extend(texts);
+                } else {
+                    let first = group * arguments.concurrent.max(1);
+                    contender.identical &= contender.texts[first..][..texts.len()] == texts;
+                }
+            }
+        }
+    }
+    for index in 0..contenders.len() {
+        let same = contenders[index].texts == contenders[contenders[index].plain].texts;
+        contenders[index].identical &= same;
+        contenders[index].engine.stop();
+    }
+    let rows = contenders.iter().map(|c| (&c.plan, c.runs.as_slice(), c.identical));
+    Ok(Report::of(rows, prompts.len()))
+}
+
+/// The plans to measure, each with the index of its plain counterpart, which is among them.
+fn plans(arguments: &BenchArguments, pair: &Pair) -> Result<Vec<(PartitionPlan, usize)>, CliError> {
+    let context = arguments.selection.limits().plan_context(pair);
+    let mut asked = vec![default_plan_in(ModeKind::Plain, &context)?];
+    if arguments.plans.is_empty() {
+        for kind in [ModeKind::Sequential, ModeKind::Overlap, ModeKind::Lookup] {
+            if pair.draft.is_some() || !kind.needs_draft() {
+                // A machine of one core has no room for overlap.
+                match default_plan_in(kind, &context) {
+                    Ok(plan) => asked.push(plan),
+                    Err(error) => tracing::warn!(%kind, %error, "left out"),
+                }
+            }
+        }
+    }
+    for name in &arguments.plans {
+        asked.push(named_plan(name, &context)?);
+    }
+    if let Some(depth) = arguments.selection.draft_tokens {
+        for plan in asked.iter_mut().filter(|plan| plan.mode != Mode::Plain) {
+            *plan = plan.with_mode(plan.mode.with_draft_tokens(depth)?)?;
+        }
+    }
+    let mut plans: Vec<(PartitionPlan, usize)> = Vec::new();
+    for plan in asked {
+        let plain = plan.with_mode(Mode::Plain)?;
+        let find = |plans: &[(PartitionPlan, usize)], wanted: &PartitionPlan| {
+            plans.iter().position(|(known, _)| known.fingerprint() == wanted.fingerprint())
+        };
+        let at = find(&plans, &plain).unwrap_or_else(|| {
+            let mut plain = plain;
+            if plan.mode != Mode::Plain {
+                plain.name = format!("{} (plain)", plan.name);
+            }
+            plans.push((plain, plans.len()));
+            plans.len() - 1
+        });
+        if find(&plans, &plan).is_none() {
+            plans.push((plan, at));
+        }
+    }
+    Ok(plans)
+}
+
+fn prompts(arguments: &BenchArguments) -> Result<Vec<String>, CliError> {
+    let text = match &arguments.prompts {
+        Some(path) => std::fs::read_to_string(path)
+            .map_err(|error| format!("cannot read prompts {}: {error}", path.display()))?,
+        None => PROMPTS.to_owned(),
+    };
+    let first = |line: &str| line.split('\t').next().unwrap_or_default().trim().to_owned();
+    let prompts: Vec<_> = text
+        .lines()
+        .map(first)
+        .filter(|prompt| !prompt.is_empty())
+        .take(arguments.limit.unwrap_or(usize::MAX))
+        .collect();
+    if prompts.is_empty() {
+        Err("there are no prompts to measure with".into())
+    } else {
+        Ok(prompts)
+    }
+}
+
+impl Contender {
+    /// Answers these prompts at the same time.
+    async fn answer(
+        &self,
+        arguments: &BenchArguments,
+        prompts: &[String],
+    ) -> Result<(Vec<Vec<u32>>, Measured), CliError> {
+        let started = Instant::now();
+        let asked = prompts.iter().map(|prompt| self.generate(arguments, prompt));
+        let answers = try_join_all(asked).await?;
+        let mut measured = Measured::over(started.elapsed());
+        let mut texts = Vec::with_capacity(answers.len());
+        for (tokens, statistics, timings) in answers {
+            measured.add(&statistics, &timings);
+            texts.push(tokens);
+        }
+        Ok((texts, measured))
+    }
+
+    async fn generate(
+        &self,
+        arguments: &BenchArguments,
+        prompt: &str,
+    ) -> Result<(Vec<u32>, Statistics, Timings), CliError> {
+        let message = Message { role: "user".into(), content: prompt.to_owned() };
+        let prompt = self.engine.chat_prompt(&[message])?;
+        let sampling = Sampling {
+            temperature: arguments.temperature,
+            seed: arguments.seed,
+            ..Sampling::default()
+        };
+        let max_tokens = Some(arguments.max_tokens);
+        let params = GenerationParams { sampling, max_tokens, ..GenerationParams::default() };
+        let (_, mut events) = self.engine.generate(prompt, params).await?;
+        let mut tokens = Vec::new();
+        while let Some(event) = events.recv().await {
+            match event {
+                RequestEvent::Text { tokens: more, .. } => {
+                    tokens.extend(more.iter().map(|token| token.pick.token));
+                }
+                RequestEvent::Finished { statistics, timings, .. } => {
+                    return Ok((tokens, statistics, timings));
+                }
+            }
+        }
+        Err("the engine ended before the answer was complete".into())
+    }
+}

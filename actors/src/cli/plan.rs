@@ -1,0 +1,66 @@
+//! `outrider plan`: what a plan says, and whether it is right for this machine and these models.
+
+use clap::{Args, Subcommand};
+use outrider_plans::{PartitionPlan, shipped};
+
+use super::{CliError, Selection, print_json, select::named_plan};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum PlanCommand {
+    /// List the shipped plans, and whether each can run here.
+    List(PlanArguments),
+    /// Say what runs where under a plan, and what it needs. Default: the plan that would be chosen.
+    Explain(PlanArguments),
+    /// Check a plan file. Exits with 1 and the line in question if it is wrong.
+    Validate(PlanArguments),
+}
+
+/// A plan and the models it is for.
+#[derive(Args, Debug)]
+pub(super) struct PlanArguments {
+    /// Plan file, or the name of a shipped plan.
+    #[arg(value_name = "PLAN")]
+    name: Option<String>,
+    #[command(flatten)]
+    selection: Selection,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+impl PlanArguments {
+    fn plan(&self) -> Result<PartitionPlan, CliError> {
+        let pair = self.selection.pair()?;
+        let mut selection = self.selection.clone();
+        selection.plan = self.name.clone().or(selection.plan);
+        selection.plan(&pair)
+    }
+}
+
+#[expect(clippy::print_stdout, reason = "the command's own output")]
+pub(super) fn run(command: PlanCommand) -> Result<(), CliError> {
+    match command {
+        PlanCommand::Explain(arguments) => {
+            let plan = arguments.plan()?;
+            if arguments.json {
+                return print_json(&plan);
+            }
+            println!("{plan}");
+        }
+        PlanCommand::Validate(arguments) => {
+            let plan = arguments.plan()?;
+            println!("plan {} ({}) is right for this machine", plan.name, plan.fingerprint());
+        }
+        PlanCommand::List(arguments) => {
+            let pair = arguments.selection.pair()?;
+            let context = arguments.selection.limits().plan_context(&pair);
+            for plan in shipped() {
+                match named_plan(plan.name, &context) {
+                    Ok(checked) => println!("{:<24} {}", plan.name, checked.mode),
+                    Err(error) => println!("{:<24} cannot run here: {error}", plan.name),
+                }
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,143 @@
+//! The arguments that say what to run: models, plan, and what overrides it. Shared by the subcommands that decode.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use clap::Args;
+use outrider_observability::{BuildInfo, Registry};
+use outrider_pipeline::ModelSource;
+use outrider_plans::{
+    Mode, ModeKind, ModelRole, PartitionPlan, PlanContext, default_plan, default_plan_in, shipped,
+    shipped_plan,
+};
+
+use super::CliError;
+use crate::engine::{Engine, EngineLimits, EngineOptions};
+use crate::pair::Pair;
+
+/// Which models to run, and how.
+#[derive(Args, Clone, Debug)]
+pub struct Selection {
+    /// Target model: a GGUF file, a safetensors file, or a directory with one. Default: the shipped translation pair.
+    #[arg(long, value_name = "FILE", env = "OUTRIDER_TARGET")]
+    pub target: Option<PathBuf>,
+    /// Draft model with the target's vocabulary. Without it, a target of your own runs without a draft model.
+    #[arg(long, value_name = "FILE", env = "OUTRIDER_DRAFT", requires = "target")]
+    pub draft: Option<PathBuf>,
+    /// Partition plan: a file, or the name of a shipped one (`outrider plan list`). Default: chosen for this machine.
+    #[arg(long, value_name = "FILE", env = "OUTRIDER_PLAN")]
+    pub plan: Option<String>,
+    /// Decoding mode, instead of the plan's.
+    #[arg(long, value_name = "MODE", env = "OUTRIDER_MODE")]
+    pub mode: Option<ModeKind>,
+    /// Most tokens drafted for one verification pass, instead of the plan's.
+    #[arg(long, value_name = "N", env = "OUTRIDER_DRAFT_TOKENS")]
+    pub draft_tokens: Option<u32>,
+    /// Requests decoded at one time.
+    #[arg(long, value_name = "N", env = "OUTRIDER_PARALLEL", default_value_t = 8)]
+    pub parallel: usize,
+    /// Requests that may wait for a place; more are answered 429.
+    #[arg(long, value_name = "N", env = "OUTRIDER_QUEUE", default_value_t = 256)]
+    pub queue: usize,
+    /// Positions of one sequence, prompt and answer together. Default: what the model was trained for, at most 4096.
+    #[arg(long, value_name = "N", env = "OUTRIDER_CONTEXT")]
+    pub context: Option<usize>,
+}
+
+impl Selection {
+    /// Where the models are.
+    pub fn sources(&self) -> Result<(ModelSource, Option<ModelSource>), CliError> {
+        match &self.target {
+            Some(target) => {
+                let file = |path: &PathBuf| ModelSource::File(path.clone());
+                Ok((file(target), self.draft.as_ref().map(file)))
+            }
+            None if cfg!(feature = "embedded-models") => {
+                let shipped = ModelSource::Shipped;
+                Ok((shipped(ModelRole::Target), Some(shipped(ModelRole::Draft))))
+            }
+            None => Err("this build has no shipped models: name one with --target FILE".into()),
+        }
+    }
+
+    /// Loads the models.
+    pub fn pair(&self) -> Result<Pair, CliError> {
+        let (target, draft) = self.sources()?;
+        Ok(Pair::open(&target, draft.as_ref())?)
+    }
+
+    /// Bounds of the engine.
+    pub fn limits(&self) -> EngineLimits {
+        EngineLimits { parallel: self.parallel, queue: self.queue, context: self.context }
+    }
+
+    /// Starts the engine that all this describes.
+    pub async fn engine(&self) -> Result<Engine, CliError> {
+        let pair = self.pair()?;
+        let plan = self.plan(&pair)?;
+        let registry = Arc::new(Registry::new(build_info()));
+        Ok(Engine::start(EngineOptions::new(pair, plan, self.limits(), registry)).await?)
+    }
+
+    /// The plan to run, checked against this machine and these models.
+    pub fn plan(&self, pair: &Pair) -> Result<PartitionPlan, CliError> {
+        let context = self.limits().plan_context(pair);
+        let plan = match &self.plan {
+            Some(name) => named_plan(name, &context)?,
+            None => match self.mode {
+                Some(kind) => default_plan_in(kind, &context)?,
+                None => default_plan(&context)?,
+            },
+        };
+        let plan = match self.mode {
+            Some(kind) if kind != plan.mode.kind() => plan_in_mode(&plan, kind, &context)?,
+            _ => plan,
+        };
+        match self.draft_tokens {
+            Some(depth) => Ok(plan.with_mode(plan.mode.with_draft_tokens(depth)?)?),
+            None => Ok(plan),
+        }
+    }
+}
+
+/// A plan by file name, or by the name of a shipped one.
+pub(super) fn named_plan(name: &str, context: &PlanContext) -> Result<PartitionPlan, CliError> {
+    let text = match std::fs::read_to_string(name) {
+        Ok(text) => text,
+        Err(error) => match shipped_plan(name) {
+            Some(shipped) => shipped.text.to_owned(),
+            None => {
+                let names: Vec<_> = shipped().iter().map(|plan| plan.name).collect();
+                return Err(format!(
+                    "cannot read plan {name}: {error}; nor is it a shipped plan ({})",
+                    names.join(", ")
+                )
+                .into());
+            }
+        },
+    };
+    Ok(PartitionPlan::from_toml(&text, Some(name), context)?)
+}
+
+/// The plan's placement in another mode, or the default placement of that mode where the plan's does not do.
+fn plan_in_mode(
+    plan: &PartitionPlan,
+    kind: ModeKind,
+    context: &PlanContext,
+) -> Result<PartitionPlan, CliError> {
+    let mode: Mode = kind.with_defaults();
+    match plan.with_mode(mode) {
+        // Overlap needs draft and target on units of their own.
+        Ok(mut plan) if kind != ModeKind::Overlap || plan.units.len() > 1 => {
+            plan.name = format!("{}-as-{kind}", plan.name);
+            Ok(plan)
+        }
+        _ => Ok(default_plan_in(kind, context)?),
+    }
+}
+
+/// What this build is.
+pub(super) fn build_info() -> BuildInfo {
+    let target = format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS);
+    BuildInfo { version: env!("CARGO_PKG_VERSION").into(), target }
+}

@@ -1,0 +1,54 @@
+//! `outrider serve`: loads, listens, and ends in order on SIGTERM or SIGINT.
+
+use clap::Args;
+use tracing::info;
+
+use super::{CliError, Selection, in_system};
+use crate::gateway::{self, GatewayOptions};
+
+/// How to serve.
+#[derive(Args, Debug)]
+pub(super) struct ServeArguments {
+    #[command(flatten)]
+    selection: Selection,
+    /// Address to listen on. Anything but a loopback address lets other machines in: there is no key yet.
+    #[arg(long, value_name = "ADDRESS", env = "OUTRIDER_HOST", default_value = "127.0.0.1")]
+    host: String,
+    /// Port to listen on; 0 lets the system choose one.
+    #[arg(long, value_name = "PORT", env = "OUTRIDER_PORT", default_value_t = 8080)]
+    port: u16,
+    /// Largest request body, bytes.
+    #[arg(long, value_name = "BYTES", env = "OUTRIDER_BODY_BYTES_MAX", default_value_t = 1 << 20)]
+    body_bytes_max: usize,
+    /// How long open requests may take to end after SIGTERM, seconds.
+    #[arg(long, value_name = "S", env = "OUTRIDER_DRAIN_S", default_value_t = 30)]
+    drain_s: u64,
+}
+
+#[expect(clippy::print_stderr, reason = "the command's own output")]
+pub(super) fn run(arguments: ServeArguments) -> Result<(), CliError> {
+    in_system(async move {
+        let engine = arguments.selection.engine().await?;
+        let options = GatewayOptions {
+            host: arguments.host,
+            port: arguments.port,
+            body_bytes_max: arguments.body_bytes_max,
+            drain_s: arguments.drain_s,
+        };
+        let (server, addresses) = gateway::listen(engine.clone(), &options).map_err(|error| {
+            format!("cannot listen on {}:{}: {error}", options.host, options.port)
+        })?;
+        for address in addresses {
+            eprintln!(
+                "serving {} at http://{address} with plan {} ({})",
+                engine.model_name(),
+                engine.plan().name,
+                engine.plan().fingerprint()
+            );
+        }
+        server.await?;
+        info!("stopped listening; open requests have ended");
+        engine.stop();
+        Ok(())
+    })
+}

@@ -1,0 +1,378 @@
+//! The engine: a loaded pair, a plan, and the actors that run it, behind one handle that can be cloned.
+//!
+//! *Invariant:* all actors of an engine share one thread of their own; everything outside talks to them by message.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use actix::prelude::{Actor, Addr, Arbiter};
+use outrider_devices::{SequenceId, SlotLimits};
+use outrider_observability::{HttpMetrics, Registry, RunningPlan};
+use outrider_pipeline::lookup::Ngrams;
+use outrider_pipeline::scheduler::{
+    Admission, GenerationParams, RoleLimits, Scheduler, SchedulerConfig, Units,
+};
+use outrider_pipeline::template::UnixSeconds;
+use outrider_pipeline::tokenizer::AddBos;
+use outrider_pipeline::{
+    Conversation, Detokenizer, DraftPolicy, GenerationPrompt, Message, SpecialTokens,
+    TemplateError, Tokenizer, TokenizerError,
+};
+use outrider_plans::{CacheLimits, Mode, ModelRole, PartitionPlan, PlanContext, StageId, UnitId};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::coordinator::Coordinator;
+use crate::fleet;
+use crate::messages::{Cancel, Drain, Generate, Inspect, UnitError};
+use crate::meter::FleetMeter;
+use crate::pair::Pair;
+use crate::request::{Refusal, RequestEvent};
+use crate::supervisor::{Blueprint, RestartPolicy, StageSource, Supervisor};
+use crate::unit::DeviceFactory;
+
+/// Most rows of one batch: a prefill chunk with the decode rows of the other sequences beside it.
+const ROWS_MAX: usize = 128;
+/// Tokens of one draft job in overlap: few, so that drafts reach the target while they are wanted.
+const OVERLAP_CHUNK: u32 = 2;
+/// Longest context used where nobody asks for one: caches of all places must fit small machines.
+const CONTEXT_DEFAULT_MAX: usize = 4096;
+
+/// Bounds of an engine.
+#[derive(Clone, Copy, Debug)]
+pub struct EngineLimits {
+    /// Sequences decoded at one time.
+    pub parallel: usize,
+    /// Sequences that may wait.
+    pub queue: usize,
+    /// Positions of one sequence; `None` takes the pair's own, up to 4096.
+    pub context: Option<usize>,
+}
+
+impl Default for EngineLimits {
+    fn default() -> Self {
+        Self { parallel: 8, queue: 256, context: None }
+    }
+}
+
+impl EngineLimits {
+    /// Positions of one sequence of this pair.
+    pub fn context_of(&self, pair: &Pair) -> usize {
+        let trained = pair.context_length();
+        self.context.unwrap_or(trained.min(CONTEXT_DEFAULT_MAX)).min(trained)
+    }
+
+    /// What plans for this pair are checked against on this machine.
+    pub fn plan_context(&self, pair: &Pair) -> PlanContext {
+        PlanContext {
+            machine: fleet::machine(),
+            target: pair.shape(ModelRole::Target).expect("a pair has a target"),
+            draft: pair.shape(ModelRole::Draft),
+            caches: CacheLimits {
+                sequences_max: self.parallel,
+                positions_max: self.context_of(pair),
+            },
+        }
+    }
+}
+
+/// Why an engine did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// A unit could not run its stages.
+    #[error(transparent)]
+    Unit(#[from] UnitError),
+    /// The engine's thread ended.
+    #[error("the engine's thread ended while it was starting")]
+    Ended,
+}
+
+/// Why words did not become a prompt.
+#[derive(Debug, thiserror::Error)]
+pub enum PromptError {
+    /// There is no template, or it refused the messages.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+    /// The tokenizer refused the text.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+}
+
+/// A running engine.
+#[derive(Clone)]
+pub struct Engine {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    pair: Pair,
+    plan: PartitionPlan,
+    context: usize,
+    coordinator: Addr<Coordinator>,
+    registry: Arc<Registry>,
+    _supervisor: Addr<Supervisor>,
+    arbiter: Arbiter,
+    seeds: AtomicU64,
+    started_at_s: u64,
+}
+
+/// Everything that an engine is made of.
+pub struct EngineOptions {
+    /// The models.
+    pub pair: Pair,
+    /// What runs where, checked against these models.
+    pub plan: PartitionPlan,
+    /// Bounds.
+    pub limits: EngineLimits,
+    /// What everything reports to.
+    pub registry: Arc<Registry>,
+    /// Makes the device of each unit of the plan.
+    pub factories: BTreeMap<UnitId, DeviceFactory>,
+    /// When a unit that is lost again and again is given up.
+    pub restart: RestartPolicy,
+}
+
+impl EngineOptions {
+    /// The devices that the plan names, on this machine.
+    pub fn new(
+        pair: Pair,
+        plan: PartitionPlan,
+        limits: EngineLimits,
+        registry: Arc<Registry>,
+    ) -> Self {
+        let factories = fleet::factories(&plan);
+        Self { pair, plan, limits, registry, factories, restart: RestartPolicy::default() }
+    }
+}
+
+impl Engine {
+    /// Starts all actors and installs every stage. Runs inside an actix system.
+    pub async fn start(options: EngineOptions) -> Result<Self, EngineError> {
+        let context = options.limits.context_of(&options.pair);
+        let EngineOptions { pair, plan, limits, registry, factories, restart } = options;
+        let scheduler = scheduler(&pair, &plan, limits, context);
+        let slots = SlotLimits {
+            sequences_max: limits.parallel,
+            positions_max: context,
+            rows_max: ROWS_MAX,
+        };
+        let stages: StageSource = {
+            let pair = pair.clone();
+            Arc::new(move |stage: StageId| pair.subgraph(stage))
+        };
+        let blueprint = Blueprint {
+            plan: plan.clone(),
+            factories,
+            stages,
+            limits: BTreeMap::from([(ModelRole::Target, slots), (ModelRole::Draft, slots)]),
+            meter: FleetMeter::new(&plan, Arc::clone(&registry)),
+            restart,
+        };
+        let metrics = (registry.requests.clone(), registry.speculation.clone());
+        let arbiter = Arbiter::new();
+        let (started, outcome) = oneshot::channel();
+        arbiter.spawn(async move {
+            let coordinator = Coordinator::new(scheduler, metrics.0, metrics.1).start();
+            let (losses, routes) =
+                (coordinator.clone().recipient(), coordinator.clone().recipient());
+            let supervisor = Supervisor::start(blueprint, losses, routes).await;
+            // If the receiver is gone, so is the engine that wanted these.
+            let _ = started.send(supervisor.map(|supervisor| (coordinator, supervisor)));
+        });
+        let (coordinator, supervisor) = outcome.await.map_err(|_| EngineError::Ended)??;
+        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        registry.plan.running(RunningPlan::new(&plan, 1));
+        let shared = Shared {
+            pair,
+            plan,
+            context,
+            coordinator,
+            _supervisor: supervisor,
+            registry,
+            arbiter,
+            seeds: AtomicU64::new(since_epoch.as_nanos() as u64),
+            started_at_s: since_epoch.as_secs(),
+        };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// Asks for text. The events end with `Finished`; dropping the receiver cancels the request.
+    pub async fn generate(
+        &self,
+        prompt: Vec<u32>,
+        params: GenerationParams,
+    ) -> Result<(SequenceId, mpsc::Receiver<RequestEvent>), Refusal> {
+        let room = self.shared.context.saturating_sub(prompt.len());
+        let tokens_max = params.max_tokens.map_or(room, |max| room.min(max as usize));
+        // One event for each token at most, text held back, and the end.
+        let (events, receiver) = mpsc::channel(tokens_max + 3);
+        let admission = Admission { sequence: SequenceId(0), prompt, params };
+        match self.shared.coordinator.send(Generate { admission, events }).await {
+            Ok(answer) => answer.map(|sequence| (sequence, receiver)),
+            Err(_) => Err(Refusal::Unavailable { reason: "the coordinator has ended".into() }),
+        }
+    }
+
+    /// Ends a request. False if it is not open.
+    pub async fn cancel(&self, sequence: SequenceId) -> bool {
+        self.shared.coordinator.send(Cancel { sequence }).await.unwrap_or(false)
+    }
+
+    /// Takes no more requests from now on; open ones go on.
+    pub async fn drain(&self) {
+        // A coordinator that has ended takes no requests either.
+        let _ = self.shared.coordinator.send(Drain).await;
+    }
+
+    /// Whether requests can be served; if not, why.
+    pub async fn health(&self) -> Result<(), String> {
+        match self.shared.coordinator.send(Inspect).await {
+            Ok(snapshot) => snapshot.ready,
+            Err(_) => Err("the coordinator has ended".into()),
+        }
+    }
+
+    /// The prompt of a conversation: template applied, special tokens parsed.
+    pub fn chat_prompt(&self, messages: &[Message]) -> Result<Vec<u32>, PromptError> {
+        let target = &self.shared.pair.target;
+        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let text = target.needed_template()?.render(&Conversation {
+            messages,
+            generation_prompt: GenerationPrompt::Add,
+            now: Some(UnixSeconds(since_epoch.as_secs())),
+            variables: &BTreeMap::new(),
+        })?;
+        Ok(target.tokenizer().encode(&text, SpecialTokens::Parse)?)
+    }
+
+    /// The prompt of a text as it is: special tokens parsed, and the token that begins a text before it, if the model
+    /// wants one and it is not there.
+    pub fn raw_prompt(&self, text: &str) -> Result<Vec<u32>, PromptError> {
+        let tokenizer = self.tokenizer();
+        let mut tokens = tokenizer.encode(text, SpecialTokens::Parse)?;
+        if let (AddBos::Yes, Some(bos)) = (tokenizer.add_bos(), tokenizer.bos())
+            && tokens.first() != Some(&bos)
+        {
+            tokens.insert(0, bos);
+        }
+        Ok(tokens)
+    }
+
+    /// A seed that this process has not handed out before.
+    pub fn fresh_seed(&self) -> u64 {
+        self.shared.seeds.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed)
+    }
+
+    /// The temperature of requests that name none: greedy, so that an answer is reproducible unless asked otherwise.
+    pub fn temperature(&self) -> f32 {
+        0.0
+    }
+
+    /// The target's tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        self.shared.pair.target.tokenizer()
+    }
+
+    /// The name under which the target is served: its file's, without folder and ending.
+    pub fn model_name(&self) -> &str {
+        served_name(self.shared.pair.target.name())
+    }
+
+    /// The draft's name.
+    pub fn draft_name(&self) -> Option<&str> {
+        self.shared.pair.draft.as_ref().map(|draft| served_name(draft.name()))
+    }
+
+    /// Tokens that the models know.
+    pub fn vocabulary(&self) -> usize {
+        self.shared.pair.target.config().shape.vocabulary
+    }
+
+    /// Positions of one sequence.
+    pub fn context_length(&self) -> usize {
+        self.shared.context
+    }
+
+    /// The running plan.
+    pub fn plan(&self) -> &PartitionPlan {
+        &self.shared.plan
+    }
+
+    /// When the engine started, seconds since 1970.
+    pub fn started_at_s(&self) -> u64 {
+        self.shared.started_at_s
+    }
+
+    /// What HTTP requests report to.
+    pub fn http_metrics(&self) -> &HttpMetrics {
+        &self.shared.registry.http
+    }
+
+    /// All metrics in Prometheus's text format.
+    pub async fn render_metrics(&self) -> String {
+        self.shared.registry.render()
+    }
+
+    /// Ends the engine's thread after the messages that it has. Open requests end unanswered.
+    pub fn stop(&self) {
+        self.shared.arbiter.stop();
+    }
+}
+
+fn scheduler(pair: &Pair, plan: &PartitionPlan, limits: EngineLimits, context: usize) -> Scheduler {
+    let model = &pair.target;
+    let tokenizer = Arc::clone(model.tokenizer());
+    let role = RoleLimits { rows_max: ROWS_MAX as u32, positions_max: context as u32 };
+    let units_of = |role| -> BTreeSet<_> {
+        plan.chain(role).into_iter().map(|placement| placement.unit.clone()).collect()
+    };
+    let apart = units_of(ModelRole::Target).is_disjoint(&units_of(ModelRole::Draft));
+    let config = SchedulerConfig {
+        sequences_max: limits.parallel,
+        queue_max: limits.queue,
+        target: role,
+        draft: role,
+        vocabulary: model.config().shape.vocabulary as u32,
+        end_of_text: model.config().special.eos.iter().copied().collect(),
+        policy: policy(plan),
+        units: if apart { Units::Separate } else { Units::Shared },
+    };
+    Scheduler::new(
+        config,
+        Box::new(move || Box::new(Detokenizer::at_start(Arc::clone(&tokenizer)))),
+    )
+}
+
+/// A model's name as clients say it: the last part of its file's, without the format's ending.
+fn served_name(name: &str) -> &str {
+    match name {
+        "shipped target" => "outrider-en-de",
+        "shipped draft" => "outrider-en-de-draft",
+        file => {
+            let last = Path::new(file).file_name().and_then(|last| last.to_str()).unwrap_or(file);
+            let stem = [".gguf", ".safetensors"].iter().find_map(|end| last.strip_suffix(end));
+            stem.unwrap_or(last)
+        }
+    }
+}
+
+/// The plan's mode as rules for drafting.
+fn policy(plan: &PartitionPlan) -> DraftPolicy {
+    match plan.mode {
+        Mode::Plain => DraftPolicy::plain(),
+        Mode::Sequential { draft_tokens } => DraftPolicy::sequential(draft_tokens),
+        Mode::Overlap { draft_tokens, wait } => {
+            DraftPolicy::overlap(draft_tokens, OVERLAP_CHUNK, wait)
+        }
+        Mode::Lookup { draft_tokens, ngram } => {
+            let ngrams = Ngrams { min: 1, max: ngram as usize };
+            if plan.has_draft() {
+                DraftPolicy::sequential(draft_tokens).with_lookup(ngrams)
+            } else {
+                DraftPolicy::lookup(draft_tokens, ngrams)
+            }
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! From a plan's units to devices: reads the machine, and makes a factory for each unit.
+//!
+//! *Invariant:* a device is made on its unit's worker thread, by the factory, and again by the same factory after a loss.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use outrider_devices::cpu::{CpuDevice, CpuOptions};
+use outrider_devices::discovery;
+use outrider_devices::reference::ReferenceDevice;
+use outrider_devices::sim::{RealDelay, SimDevice, SimOptions};
+use outrider_devices::{Device, DeviceError};
+use outrider_plans::{Core, Machine, PartitionPlan, UnitId, UnitSpec};
+
+use crate::unit::DeviceFactory;
+
+/// Memory that is assumed where the machine does not say: plans are then checked against what any board has.
+const MEMORY_UNKNOWN_BYTES: u64 = 1 << 30;
+
+/// The machine at hand, as plans see it: one core of each physical core, by cluster.
+pub fn machine() -> Machine {
+    let found = discovery::Machine::here();
+    let clusters = found.clusters.iter().enumerate();
+    let cores = clusters.flat_map(|(cluster, kind)| {
+        let all = kind.cores.iter().map(|id| (*id, *id));
+        let spare = kind.spare_threads.iter().map(|id| {
+            let cpu = found.cpus.iter().find(|cpu| cpu.id == *id);
+            (*id, cpu.and_then(|cpu| cpu.siblings.first().copied()).unwrap_or(*id))
+        });
+        all.chain(spare).map(move |(id, physical)| Core {
+            id,
+            capacity: kind.capacity as u32,
+            cluster: cluster as u32,
+            physical: physical as u32,
+        })
+    });
+    Machine {
+        cores: cores.collect(),
+        adapters: Vec::new(),
+        memory_bytes: found.memory_free().unwrap_or(MEMORY_UNKNOWN_BYTES),
+    }
+}
+
+/// A factory for each unit of the plan.
+pub fn factories(plan: &PartitionPlan) -> BTreeMap<UnitId, DeviceFactory> {
+    plan.units.iter().map(|(unit, spec)| (unit.clone(), factory(spec))).collect()
+}
+
+fn factory(spec: &UnitSpec) -> DeviceFactory {
+    match spec.clone() {
+        UnitSpec::Cpu { cores } => Arc::new(move || {
+            let options = CpuOptions { cores: cores.clone(), ..CpuOptions::default() };
+            Ok(Box::new(CpuDevice::new(options)?) as Box<dyn Device>)
+        }),
+        UnitSpec::Reference => Arc::new(|| Ok(Box::new(ReferenceDevice) as Box<dyn Device>)),
+        UnitSpec::Gpu { name, .. } => Arc::new(move || {
+            let detail = "this build drives no GPU; use a cpu unit".to_owned();
+            Err(DeviceError::Unsupported { device: name.clone(), detail })
+        }),
+        UnitSpec::Sim => Arc::new(|| {
+            let device = SimDevice::new(SimOptions::default(), Arc::new(RealDelay));
+            Ok(Box::new(device) as Box<dyn Device>)
+        }),
+    }
+}

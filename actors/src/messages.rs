@@ -1,0 +1,238 @@
+//! Every message that crosses between actors, on one page.
+//!
+//! ```text
+//! gateway ---- Generate, Cancel, Inspect ----> coordinator
+//! coordinator - RunStage, RunDraft, Release -> unit          (RunStage goes on from unit to unit in a split model)
+//! unit -------- RoundDone -------------------> coordinator
+//! unit -------- UnitDown --------------------> supervisor -- UnitLost, UnitReady --> coordinator
+//! supervisor -- Install ---------------------> unit
+//! ```
+//!
+//! *Invariant:* messages are data. Large buffers move or are shared, never copied; every queue that holds messages is
+//! bounded by the work that the scheduler has in flight.
+
+use std::sync::Arc;
+
+use actix::prelude::{Message, Recipient};
+use outrider_devices::{
+    Activations, Batch, DeviceError, DraftBatch, MemoryUse, Pick, SequenceId, SlotLimits, Subgraph,
+};
+use outrider_pipeline::scheduler::{Admission, Ticket};
+use outrider_plans::{ModelRole, StageId, UnitId};
+use tokio::sync::mpsc;
+
+use crate::request::{Refusal, RequestEvent};
+
+/// A request for text. The answer is its name, or why it was not taken; the text follows over `events`, whose
+/// capacity must cover every token of the request, so that the coordinator never waits for a slow reader.
+#[derive(Debug, Message)]
+#[rtype(result = "Result<SequenceId, Refusal>")]
+pub struct Generate {
+    /// What to write, and how.
+    pub admission: Admission,
+    /// Where the text goes. Closing the other end cancels the request.
+    pub events: mpsc::Sender<RequestEvent>,
+}
+
+/// The reader of a request has left, or an operator ended it.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "bool")]
+pub struct Cancel {
+    /// The request.
+    pub sequence: SequenceId,
+}
+
+/// Compile a stage beside those that are installed.
+#[derive(Debug, Message)]
+#[rtype(result = "Result<MemoryUse, UnitError>")]
+pub struct Install {
+    /// Name of the stage.
+    pub stage: StageId,
+    /// Its ops and weights.
+    pub subgraph: Arc<Subgraph>,
+    /// Cache slots to keep.
+    pub limits: SlotLimits,
+}
+
+/// The way of a batch through the stages of one model.
+#[derive(Clone, Debug)]
+pub struct Route {
+    /// The model.
+    pub role: ModelRole,
+    /// Stages in layer order; at least one.
+    pub hops: Vec<Hop>,
+    /// Who hears of the end.
+    pub reply_to: Recipient<RoundDone>,
+}
+
+/// One stage of a route.
+#[derive(Clone, Debug)]
+pub struct Hop {
+    /// Where it runs.
+    pub unit: UnitId,
+    /// What runs.
+    pub stage: StageId,
+    /// The unit's mailbox for batches.
+    pub batches: Recipient<RunStage>,
+    /// The unit's mailbox for drafts.
+    pub drafts: Recipient<RunDraft>,
+    /// The unit's mailbox for finished sequences.
+    pub releases: Recipient<Release>,
+}
+
+/// Run a batch through stage `hop` of the route, then pass it on.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct RunStage {
+    /// Names the round.
+    pub ticket: Ticket,
+    /// All stages of the model.
+    pub route: Arc<Route>,
+    /// Index of the stage to run now.
+    pub hop: usize,
+    /// Rows of all sequences in the round.
+    pub batch: Arc<Batch>,
+    /// The previous stage's output; `None` for the first.
+    pub input: Option<Activations>,
+}
+
+/// Draft several tokens as one job, on the unit that holds the whole draft.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct RunDraft {
+    /// Names the round.
+    pub ticket: Ticket,
+    /// A route of one hop.
+    pub route: Arc<Route>,
+    /// What to extend.
+    pub batch: DraftBatch,
+}
+
+/// What came of a round.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct RoundDone {
+    /// The round.
+    pub ticket: Ticket,
+    /// The model that ran.
+    pub role: ModelRole,
+    /// Picks, or what went wrong.
+    pub outcome: Result<RoundOutcome, UnitError>,
+}
+
+/// The result of a round that went well.
+#[derive(Debug)]
+pub enum RoundOutcome {
+    /// One pick per wanted row of the batch.
+    Picks(Vec<Pick>),
+    /// The drafted picks of each segment.
+    Drafted(Vec<Vec<Pick>>),
+}
+
+/// A sequence has ended: free its caches.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "()")]
+pub struct Release {
+    /// The sequence.
+    pub sequence: SequenceId,
+}
+
+/// A unit's worker has ended and its caches are gone.
+#[derive(Clone, Debug, Message)]
+#[rtype(result = "()")]
+pub struct UnitDown {
+    /// The unit.
+    pub unit: UnitId,
+    /// What was seen.
+    pub reason: String,
+}
+
+/// A unit cannot run at present: rounds through it must wait.
+#[derive(Clone, Debug, Message)]
+#[rtype(result = "()")]
+pub struct UnitLost {
+    /// The unit.
+    pub unit: UnitId,
+    /// What was seen.
+    pub reason: String,
+    /// Whether it is being rebuilt; if not, it is gone for good.
+    pub rebuilding: bool,
+}
+
+/// The routes to use from now on: all their units run, with empty caches where a unit was rebuilt.
+#[derive(Clone, Debug, Message)]
+#[rtype(result = "()")]
+pub struct RoutesReady {
+    /// The target's stages.
+    pub target: Vec<Hop>,
+    /// The draft's stages; empty without a draft.
+    pub draft: Vec<Hop>,
+    /// Models whose caches are empty because one of their units was rebuilt.
+    pub rebuilt: Vec<ModelRole>,
+}
+
+/// How are things?
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "Snapshot")]
+pub struct Inspect;
+
+/// The coordinator's state, for health checks.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// Whether requests can be served; if not, why.
+    pub ready: Result<(), String>,
+    /// Sequences that are being decoded.
+    pub running: usize,
+    /// Sequences that wait for a place.
+    pub waiting: usize,
+}
+
+/// Take no more requests; those that are open go on.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "()")]
+pub struct Drain;
+
+/// Why a unit did not do what it was asked.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum UnitError {
+    /// The device's own error.
+    #[error("unit {unit}: {error}")]
+    Device {
+        /// The unit.
+        unit: UnitId,
+        /// What the device said.
+        error: DeviceError,
+    },
+    /// The unit's worker is gone: it panicked, or it was stopped.
+    #[error("unit {unit}: its worker has ended: {reason}")]
+    Gone {
+        /// The unit.
+        unit: UnitId,
+        /// What was seen.
+        reason: String,
+    },
+}
+
+/// What a unit's error asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Remedy {
+    /// The plan asks for too much of this unit: another plan is needed.
+    Replan,
+    /// The unit must be rebuilt; its caches come back from the tokens.
+    Rebuild,
+}
+
+impl UnitError {
+    /// The one place that decides what an error leads to.
+    pub fn remedy(&self) -> Remedy {
+        match self {
+            UnitError::Device { error, .. } => match error {
+                DeviceError::OutOfMemory { .. }
+                | DeviceError::Unsupported { .. }
+                | DeviceError::Compile { .. } => Remedy::Replan,
+                DeviceError::Lost { .. } => Remedy::Rebuild,
+            },
+            UnitError::Gone { .. } => Remedy::Rebuild,
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! A target and its draft, loaded and checked against each other; shared by every engine that runs them.
+
+use std::sync::Arc;
+
+use outrider_devices::Subgraph;
+use outrider_pipeline::{CheckpointError, Model, ModelSource, PairError, check_pair};
+use outrider_plans::{HeadWeights, ModelRole, ModelShape, StageId};
+
+/// Why a pair was not loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// One of the files.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// The two together.
+    #[error(transparent)]
+    Pair(#[from] PairError),
+}
+
+/// Loaded models. Weights stay in the mapped files; a clone is cheap.
+#[derive(Clone)]
+pub struct Pair {
+    /// The model whose text is served.
+    pub target: Arc<Model>,
+    /// The model that rides ahead.
+    pub draft: Option<Arc<Model>>,
+}
+
+impl Pair {
+    /// Opens both files and checks that they speak the same vocabulary.
+    pub fn open(target: &ModelSource, draft: Option<&ModelSource>) -> Result<Self, LoadError> {
+        let target = Arc::new(Model::open(target)?);
+        let draft = draft.map(Model::open).transpose()?.map(Arc::new);
+        if let Some(draft) = &draft {
+            check_pair(&target, draft)?;
+        }
+        Ok(Self { target, draft })
+    }
+
+    /// The model in a role.
+    pub fn model(&self, role: ModelRole) -> Option<&Arc<Model>> {
+        match role {
+            ModelRole::Target => Some(&self.target),
+            ModelRole::Draft => self.draft.as_ref(),
+        }
+    }
+
+    /// Positions that every model of the pair was trained for.
+    pub fn context_length(&self) -> usize {
+        let length = |model: &Arc<Model>| model.config().context;
+        self.draft.iter().map(length).fold(length(&self.target), usize::min)
+    }
+
+    /// The stage as a subgraph.
+    ///
+    /// Panics if the stage is not a part of a loaded model; plans are checked against these models.
+    pub fn subgraph(&self, stage: StageId) -> Arc<Subgraph> {
+        let model = self.model(stage.role).expect("the plan was checked against this pair");
+        let cut = model.subgraph(&stage.to_string(), stage.layer_first, stage.layer_end);
+        Arc::new(cut.expect("the plan was checked against this pair"))
+    }
+
+    /// The sizes that plans are checked against.
+    pub fn shape(&self, role: ModelRole) -> Option<ModelShape> {
+        self.model(role).map(|model| shape_of(model))
+    }
+}
+
+fn shape_of(model: &Model) -> ModelShape {
+    let graph = model.graph();
+    let shape = &model.config().shape;
+    let mut layer_bytes = vec![0; shape.layers];
+    let (mut embedding_bytes, mut head_bytes) = (0, 0);
+    let (mut embedding, mut head) = (None, None);
+    for node in &graph.nodes {
+        for id in node.op.weights() {
+            let weight = &graph.weights[id.0 as usize];
+            let bytes = weight.bytes().len() as u64;
+            match (node.layer, &node.op) {
+                (Some(layer), _) => layer_bytes[layer] += bytes,
+                (None, outrider_devices::graph::Op::Embed { .. }) => {
+                    embedding = Some(weight.bytes().as_ptr());
+                    embedding_bytes += bytes;
+                }
+                (None, _) => {
+                    if weight.rows > 1 {
+                        head = Some(weight.bytes().as_ptr());
+                    }
+                    head_bytes += bytes;
+                }
+            }
+        }
+    }
+    // Keys and values are cached as 16-bit floats.
+    let cache_bytes = 2 * 2 * (shape.kv_heads * shape.rope.head_dim) as u64;
+    ModelShape {
+        layer_bytes,
+        embedding_bytes,
+        head_bytes,
+        head: if embedding == head { HeadWeights::Tied } else { HeadWeights::Own },
+        cache_bytes,
+        width: shape.width,
+        vocabulary: shape.vocabulary,
+    }
+}

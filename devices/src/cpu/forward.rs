@@ -1,0 +1,425 @@
+//! One forward: what each member of the team does, step by step.
+//!
+//! *Invariant*, and the proof of every unsafe block here: between two barriers, an element of a shared buffer is written by
+//! at most one member and read by no other. Steps share out tiles, rows or heads, each of which owns its own elements; a barrier
+//! follows every step, and every operand that a step's members made together. A member's scratch is its own.
+
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use super::cache::CacheShape;
+use super::compile::{NormWeight, Place, Program, Step};
+use super::kernels::lanes::{LANES, Line};
+use super::kernels::tile::{BLOCK, TILE};
+use super::kernels::{CachedHead, Kernels, Operand, QUERIES, Queries, ROWS};
+use super::memory::Shared;
+use super::pack::Projection;
+use super::rope::rotate;
+use super::scratch::OperandView;
+use super::stored::decode_row;
+use super::team::Member;
+use crate::batch::Pick;
+use crate::sampling::{self, Sampling};
+
+/// Up to this many rows, each member makes its own operand: cheaper than a barrier.
+pub(crate) const PRIVATE_ROWS: usize = 8;
+
+/// One row of the batch.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Row {
+    /// Index of its segment.
+    pub(crate) segment: usize,
+    pub(crate) position: usize,
+    pub(crate) token: u32,
+}
+
+/// Consecutive rows of one segment that attend together.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Chunk {
+    pub(crate) first: usize,
+    pub(crate) rows: usize,
+}
+
+/// A member's scratch, shared only in form.
+#[derive(Clone, Copy)]
+pub(crate) struct ScratchView<'a> {
+    pub(crate) operand: OperandView<'a>,
+    pub(crate) row: Shared<'a, f32>,
+    pub(crate) scores: Shared<'a, f32>,
+    pub(crate) attended: Shared<'a, f32>,
+}
+
+/// A segment's share of the forward.
+pub(crate) struct Lane<'a> {
+    pub(crate) cache: Shared<'a, u16>,
+    /// All tokens of the sequence, the batch's included.
+    pub(crate) history: &'a [u32],
+    pub(crate) sampling: &'a Sampling,
+}
+
+/// Everything that the members of one forward share.
+pub(crate) struct Forward<'a> {
+    pub(crate) program: &'a Program,
+    pub(crate) kernels: &'a Kernels,
+    pub(crate) shape: CacheShape,
+    pub(crate) rows: &'a [Row],
+    pub(crate) chunks: &'a [Chunk],
+    /// Rows that run through the head.
+    pub(crate) wanted: &'a [usize],
+    pub(crate) lanes: &'a [Lane<'a>],
+    pub(crate) arena: Shared<'a, f32>,
+    pub(crate) operand: OperandView<'a>,
+    pub(crate) scratch: &'a [ScratchView<'a>],
+    /// `wanted x logits_stride`.
+    pub(crate) logits: Shared<'a, f32>,
+    pub(crate) logits_stride: usize,
+    /// One for each member.
+    pub(crate) samplers: &'a [Mutex<sampling::Scratch>],
+    /// One for each wanted row.
+    pub(crate) picks: &'a [OnceLock<Pick>],
+}
+
+impl<'a> Forward<'a> {
+    /// Runs every step as one member.
+    pub(crate) fn run(&self, member: &Member<'_>) {
+        for step in &self.program.steps {
+            match step {
+                Step::Embed { table, out } => {
+                    for row in member.share(self.rows.len()) {
+                        // SAFETY: a row is in one member's share.
+                        let out = unsafe { self.row_mut(*out, row) };
+                        decode_row(table, self.rows[row].token as usize, out)
+                            .expect("the table's shape was checked when it was loaded");
+                    }
+                }
+                Step::Qkv { input, norm, qkv, out, layer } => {
+                    let x = self.operand(member, *input, Some(norm), None, qkv);
+                    self.qkv(member, qkv, &x, (*out, *layer));
+                }
+                Step::Attend { q, out, layer } => self.attend(member, (*q, *out), *layer),
+                Step::MatMulAdd { input, weight, residual, out } => {
+                    let x = self.operand(member, *input, None, None, std::slice::from_ref(weight));
+                    self.matmul_add(member, weight, &x, (*residual, *out));
+                }
+                Step::GateUp { input, norm, gate, up, out } => {
+                    let both = [gate.clone(), up.clone()];
+                    let x = self.operand(member, *input, Some(norm), None, &both);
+                    self.gate_up(member, (gate, up), &x, *out);
+                }
+                Step::Head { input, norm, weight } => {
+                    if self.wanted.is_empty() {
+                        continue;
+                    }
+                    let (weights, wanted) = (std::slice::from_ref(weight), Some(self.wanted));
+                    let x = self.operand(member, *input, Some(norm), wanted, weights);
+                    self.head(member, weight, &x);
+                    member.barrier();
+                    self.pick(member);
+                }
+            }
+            member.barrier();
+        }
+    }
+
+    /// # Safety
+    /// Nobody else uses this row of the place meanwhile.
+    unsafe fn row_mut(&self, place: Place, row: usize) -> &'a mut [f32] {
+        // SAFETY: the caller's promise.
+        unsafe { self.arena.write(place.start + row * place.stride, place.stride) }
+    }
+
+    /// # Safety
+    /// Nobody writes this row of the place meanwhile.
+    unsafe fn row(&self, place: Place, row: usize) -> &'a [f32] {
+        // SAFETY: the caller's promise.
+        unsafe { self.arena.read(place.start + row * place.stride, place.stride) }
+    }
+
+    /// The rows of `input` (all, or the wanted ones), normed where asked, in the forms that `weights` read.
+    fn operand(
+        &self,
+        member: &Member<'_>,
+        input: Place,
+        norm: Option<&NormWeight>,
+        wanted: Option<&[usize]>,
+        weights: &[Projection],
+    ) -> Operand<'a> {
+        let bytes = weights.iter().any(|w| w.packing.is_quantised());
+        let floats = weights.iter().any(|w| !w.packing.is_quantised());
+        let (rows, cols) = (wanted.map_or(self.rows.len(), <[usize]>::len), input.stride);
+        assert!(weights.iter().all(|w| w.cols == cols), "a projection of another width");
+        let private = member.members > 1 && rows <= PRIVATE_ROWS;
+        let scratch = &self.scratch[member.index];
+        let (view, share) =
+            if private { (&scratch.operand, 0..rows) } else { (&self.operand, member.share(rows)) };
+        for row in share {
+            // SAFETY: the input was written before the last barrier; the row of the view is this member's, as its own or
+            // by its share; the scratch row is its own.
+            unsafe {
+                let mut x = self.row(input, wanted.map_or(row, |wanted| wanted[row]));
+                if norm.is_some() || floats {
+                    let out = match floats {
+                        true => view.floats.write(row * cols, cols),
+                        false => scratch.row.write(0, cols),
+                    };
+                    match norm {
+                        Some(n) => self.kernels.norm(x, (&n.weight, n.epsilon), n.cols, out),
+                        None => out.copy_from_slice(x),
+                    }
+                    x = out;
+                }
+                if bytes {
+                    let blocks = cols / BLOCK;
+                    let q = view.q.write(row * cols, cols);
+                    let scales = view.scales.write(row * blocks, blocks);
+                    let sums = view.sums.write(row * blocks, blocks);
+                    self.kernels.quantise(x, q, scales, sums);
+                }
+            }
+        }
+        if !private {
+            member.barrier();
+        }
+        // SAFETY: the next write of these rows is in a later step, after a barrier.
+        unsafe { view.operand(rows, cols, (floats, bytes)) }
+    }
+
+    /// Multiplies all rows of `x` with one tile, [`ROWS`] at a time, and hands out the first of these rows and the 16
+    /// results of each.
+    fn tile(
+        &self,
+        (weight, tile): (&Projection, usize),
+        x: &Operand<'_>,
+        (rows, out): (usize, &mut [Line; ROWS]),
+        mut each: impl FnMut(usize, &mut [Line]),
+    ) {
+        let bytes = weight.tile(&self.program.store, tile);
+        for first in (0..rows).step_by(ROWS) {
+            let count = (rows - first).min(ROWS);
+            self.kernels.dot(weight.packing, bytes, x, (first, count), out);
+            each(first, &mut out[..count]);
+        }
+    }
+
+    fn qkv(
+        &self,
+        member: &Member<'_>,
+        qkv: &[Projection; 3],
+        x: &Operand<'_>,
+        (out, layer): (Place, usize),
+    ) {
+        let (padded, mut results) = (self.program.heads.padded, [[0.0; LANES]; ROWS]);
+        for unit in member.share(qkv.iter().map(|p| p.tiles).sum()) {
+            let mut tile = unit;
+            let mut which = 0;
+            while tile >= qkv[which].tiles {
+                tile -= qkv[which].tiles;
+                which += 1;
+            }
+            let (head, first) = (tile * TILE / padded, tile * TILE % padded);
+            let all = (self.rows.len(), &mut results);
+            self.tile((&qkv[which], tile), x, all, |start, lines| {
+                for (row, line) in (start..).zip(lines) {
+                    let Row { segment, position, .. } = self.rows[row];
+                    if which < 2 {
+                        rotate(line, self.program.rope.eight(position, first / 2));
+                    }
+                    match which {
+                        // SAFETY: these 16 elements of the row are this tile's.
+                        0 => unsafe { self.line_mut(out, row, tile) }.copy_from_slice(line),
+                        1 => self.store_key((layer, head), (segment, position), first, line),
+                        _ => self.store_value((layer, head), (segment, position), first, line),
+                    }
+                }
+            });
+        }
+    }
+
+    /// The 16 elements of a row that a tile writes.
+    ///
+    /// # Safety
+    /// Nobody else uses them meanwhile.
+    unsafe fn line_mut(&self, place: Place, row: usize, tile: usize) -> &'a mut Line {
+        let start = place.start + row * place.stride + tile * TILE;
+        // SAFETY: the caller's promise.
+        let line = unsafe { self.arena.write(start, LANES) };
+        line.first_chunk_mut().expect("16 elements")
+    }
+
+    /// Stores elements `first..first + 16` of a key: one half in each of 16 lines.
+    fn store_key(
+        &self,
+        (layer, head): (usize, usize),
+        (segment, position): (usize, usize),
+        first: usize,
+        line: &Line,
+    ) {
+        let padded = self.program.heads.padded;
+        let group = position / LANES * LANES * padded;
+        let start = self.shape.keys(layer, head) + group + first * LANES;
+        let mut halves = [0; LANES];
+        self.kernels.narrow(line, &mut halves);
+        for (i, half) in halves.into_iter().enumerate() {
+            let at = start + i * LANES + position % LANES;
+            // SAFETY: this element of the position's key is this tile's and this row's.
+            let element = unsafe { self.lanes[segment].cache.write(at, 1) };
+            element[0] = half;
+        }
+    }
+
+    /// Stores elements `first..first + 16` of a value.
+    fn store_value(
+        &self,
+        (layer, head): (usize, usize),
+        (segment, position): (usize, usize),
+        first: usize,
+        line: &Line,
+    ) {
+        let padded = self.program.heads.padded;
+        let start = self.shape.values(layer, head) + position * padded + first;
+        // SAFETY: these elements of the position's value are this tile's and this row's.
+        let out = unsafe { self.lanes[segment].cache.write(start, LANES) };
+        self.kernels.narrow(line, out.first_chunk_mut().expect("16 elements"));
+    }
+
+    fn attend(&self, member: &Member<'_>, (q, out): (Place, Place), layer: usize) {
+        let heads = self.program.heads;
+        let tasks = self.chunks.len() * heads.kv;
+        for task in (member.index..tasks).step_by(member.members) {
+            let (chunk, head) = (self.chunks[task / heads.kv], task % heads.kv);
+            self.attend_chunk(member, (q, out), chunk, (layer, head));
+        }
+    }
+
+    /// Attention of the queries of one kv head's group in a chunk's rows, [`QUERIES`] at a time.
+    fn attend_chunk(
+        &self,
+        member: &Member<'_>,
+        (q, out): (Place, Place),
+        chunk: Chunk,
+        (layer, head): (usize, usize),
+    ) {
+        let heads = self.program.heads;
+        let (dim, group) = (heads.padded, heads.queries / heads.kv);
+        let cache = self.lanes[self.rows[chunk.first].segment].cache;
+        let len = self.shape.head_len();
+        let scratch = &self.scratch[member.index];
+        // SAFETY: the cache was last written before the last barrier; the scratch is this member's own.
+        let (keys, values, scores, attended) = unsafe {
+            (
+                cache.read(self.shape.keys(layer, head), len),
+                cache.read(self.shape.values(layer, head), len),
+                scratch.scores.write(0, QUERIES * self.shape.positions),
+                scratch.attended.write(0, QUERIES * dim),
+            )
+        };
+        let cached = CachedHead { keys, values, head_dim: dim };
+        let total = chunk.rows * group;
+        let place = |i: usize| (chunk.first + i / group, (head * group + i % group) * dim);
+        for first in (0..total).step_by(QUERIES) {
+            let count = (total - first).min(QUERIES);
+            let scale = 1.0 / (heads.dim as f32).sqrt();
+            let mut queries =
+                Queries { vectors: [&[]; QUERIES], lengths: [0; QUERIES], count, scale };
+            for i in 0..count {
+                let (row, at) = place(first + i);
+                // SAFETY: the queries were written before the last barrier.
+                queries.vectors[i] = &unsafe { self.row(q, row) }[at..at + dim];
+                queries.lengths[i] = self.rows[row].position + 1;
+            }
+            self.kernels.attend(&cached, &queries, scores, attended);
+            for (i, attended) in attended.chunks_exact(dim).take(count).enumerate() {
+                let (row, at) = place(first + i);
+                let start = out.start + row * out.stride + at;
+                // SAFETY: this head of this row is this task's.
+                unsafe { self.arena.write(start, dim) }.copy_from_slice(attended);
+            }
+        }
+    }
+
+    fn matmul_add(
+        &self,
+        member: &Member<'_>,
+        weight: &Projection,
+        x: &Operand<'_>,
+        (residual, out): (Place, Place),
+    ) {
+        let mut results = [[0.0; LANES]; ROWS];
+        for tile in member.share(weight.tiles) {
+            let all = (self.rows.len(), &mut results);
+            self.tile((weight, tile), x, all, |start, lines| {
+                for (row, line) in (start..).zip(lines) {
+                    let at = residual.start + row * residual.stride + tile * TILE;
+                    // SAFETY: these 16 elements are this tile's, in the residual as in the result, which may lie in the
+                    // same place: the first borrow ends before the second begins.
+                    for (x, r) in line.iter_mut().zip(unsafe { self.arena.read(at, LANES) }) {
+                        *x += r;
+                    }
+                    // SAFETY: as above.
+                    unsafe { self.line_mut(out, row, tile) }.copy_from_slice(line);
+                }
+            });
+        }
+    }
+
+    fn gate_up(
+        &self,
+        member: &Member<'_>,
+        (gate, up): (&Projection, &Projection),
+        x: &Operand<'_>,
+        out: Place,
+    ) {
+        let (mut results, mut gates) = ([[0.0; LANES]; ROWS], [[0.0; LANES]; ROWS]);
+        for tile in member.share(gate.tiles) {
+            let all = (self.rows.len(), &mut results);
+            self.tile((gate, tile), x, all, |start, lines| {
+                for (row, line) in (start..).zip(lines) {
+                    // SAFETY: these 16 elements of the row are this tile's.
+                    unsafe { self.line_mut(out, row, tile) }.copy_from_slice(line);
+                }
+            });
+            let all = (self.rows.len(), &mut results);
+            self.tile((up, tile), x, all, |start, lines| {
+                let gates = &mut gates[..lines.len()];
+                for (row, gate) in (start..).zip(gates.iter_mut()) {
+                    // SAFETY: as above; they hold the gate.
+                    gate.copy_from_slice(unsafe { self.line_mut(out, row, tile) });
+                }
+                self.kernels.swiglu(gates, lines);
+                for (row, line) in (start..).zip(lines) {
+                    // SAFETY: as above.
+                    unsafe { self.line_mut(out, row, tile) }.copy_from_slice(line);
+                }
+            });
+        }
+    }
+
+    fn head(&self, member: &Member<'_>, weight: &Projection, x: &Operand<'_>) {
+        let mut results = [[0.0; LANES]; ROWS];
+        for tile in member.share(weight.tiles) {
+            let all = (self.wanted.len(), &mut results);
+            self.tile((weight, tile), x, all, |start, lines| {
+                for (row, line) in (start..).zip(lines) {
+                    let at = row * self.logits_stride + tile * TILE;
+                    // SAFETY: these 16 logits of the row are this tile's.
+                    unsafe { self.logits.write(at, LANES) }.copy_from_slice(line);
+                }
+            });
+        }
+    }
+
+    fn pick(&self, member: &Member<'_>) {
+        let sampler = &self.samplers[member.index];
+        let mut scratch = sampler.lock().unwrap_or_else(PoisonError::into_inner);
+        for index in (member.index..self.wanted.len()).step_by(member.members) {
+            // SAFETY: the logits were written before the last barrier.
+            let logits =
+                unsafe { self.logits.read(index * self.logits_stride, self.program.vocabulary) };
+            let row = self.rows[self.wanted[index]];
+            let lane = &self.lanes[row.segment];
+            let next = row.position + 1;
+            let history = &lane.history[..next];
+            let pick = sampling::pick(logits, next as u32, history, lane.sampling, &mut scratch);
+            self.picks[index].set(pick).expect("a row is picked once");
+        }
+    }
+}

@@ -1,0 +1,324 @@
+//! The dot products of quantised tiles on aarch64, with the byte dot product or without.
+//!
+//! The integers are exact either way, and the float steps are those of `portable`. *Invariant:* every pointer below
+//! stays inside its slice, by the lengths that [`checked`] asserts: a tile holds `blocks` blocks, a row of the operand
+//! `32 * blocks` bytes and `blocks` scales.
+
+use std::arch::aarch64::{
+    float32x4_t, int8x16_t, int32x4_t, vandq_u8, vcvtq_f32_s32, vcvtq_f32_u32, vdupq_n_f32,
+    vdupq_n_s32, vdupq_n_u8, vfmaq_f32, vfmsq_f32, vget_high_s8, vget_high_u16, vget_low_s8,
+    vget_low_u16, vld1_u8, vld1_u16, vld1q_s8, vld1q_u8, vmovl_u8, vmovl_u16, vmull_s8, vmulq_f32,
+    vpadalq_s16, vpaddq_s32, vreinterpretq_s8_s32, vreinterpretq_s8_u8, vshrq_n_u8, vst1q_f32,
+    vsubq_s32,
+};
+use std::arch::asm;
+
+use super::lanes::Line;
+use super::tile::{BLOCK, Packing, SUPER, TILE};
+use super::{Operand, ROWS};
+
+/// Rows at a time, which is what 32 registers hold.
+const TOGETHER: usize = 4;
+
+type Quad = [float32x4_t; 4];
+
+/// Pointers into a tile and into `R` rows of an operand, checked to be long enough.
+struct Checked<const R: usize> {
+    blocks: usize,
+    head: *const u8,
+    weights: *const u8,
+    q: [*const i8; R],
+    scales: [*const f32; R],
+    sums: [*const i32; R],
+}
+
+#[inline(always)]
+fn checked<const R: usize>(
+    packing: Packing,
+    tile: &[u8],
+    x: &Operand<'_>,
+    first: usize,
+) -> Checked<R> {
+    let blocks = x.cols / BLOCK;
+    assert!(tile.len() >= packing.tile_bytes(x.cols), "a tile is shorter than its shape");
+    assert!(packing != Packing::Q4K || x.cols.is_multiple_of(SUPER), "not whole super-blocks");
+    let (head, weights) = tile.split_at(packing.head_bytes(x.cols));
+    let mut checked = Checked {
+        blocks,
+        head: head.as_ptr(),
+        weights: weights.as_ptr(),
+        q: [std::ptr::null(); R],
+        scales: [std::ptr::null(); R],
+        sums: [std::ptr::null(); R],
+    };
+    for r in 0..R {
+        let row = first + r;
+        checked.q[r] = x.q[row * x.cols..][..x.cols].as_ptr();
+        checked.scales[r] = x.scales[row * blocks..][..blocks].as_ptr();
+        checked.sums[r] = x.sums[row * blocks..][..blocks].as_ptr();
+    }
+    checked
+}
+
+/// `sums` plus, for each of four outputs, the dot product of its four weights with the four activations of lane 0.
+///
+/// # Safety
+/// The machine has the byte dot product.
+#[inline]
+#[target_feature(enable = "neon,dotprod")]
+unsafe fn sdot(sums: int32x4_t, weights: int8x16_t, x: int8x16_t) -> int32x4_t {
+    let mut out = sums;
+    // SAFETY: one instruction on registers, of a feature that the function demands.
+    unsafe {
+        asm!("sdot {0:v}.4s, {1:v}.16b, {2:v}.16b", inout(vreg) out, in(vreg) weights, in(vreg) x,
+            options(pure, nomem, nostack, preserves_flags));
+    }
+    out
+}
+
+/// The weights of group `group` (four inputs) of outputs `4 * quarter..`, as bytes or as nibbles.
+///
+/// # Safety
+/// A block's bytes are readable at `weights`.
+#[inline(always)]
+unsafe fn group_of<const NIBBLES: bool>(
+    weights: *const u8,
+    group: usize,
+    quarter: usize,
+) -> int8x16_t {
+    // SAFETY: 64 * group + 16 * quarter + 16 is inside the block: 512 bytes hold 8 groups, 256 bytes of nibbles 4.
+    unsafe {
+        if !NIBBLES {
+            return vld1q_s8(weights.add(group * 64 + quarter * 16).cast());
+        }
+        let both = vld1q_u8(weights.add(group % 4 * 64 + quarter * 16));
+        let nibbles =
+            if group < 4 { vandq_u8(both, vdupq_n_u8(15)) } else { vshrq_n_u8::<4>(both) };
+        vreinterpretq_s8_u8(nibbles)
+    }
+}
+
+/// The exact dot products of one block with R rows.
+///
+/// # Safety
+/// The block's bytes are readable at `weights` and 32 at each of `q`'s block; the machine has NEON, and the byte dot product
+/// if `DOT`.
+#[inline(always)]
+unsafe fn integers<const R: usize, const DOT: bool, const NIBBLES: bool>(
+    weights: *const u8,
+    q: &[*const i8; R],
+    block: usize,
+) -> [[int32x4_t; 4]; R] {
+    // SAFETY: as above.
+    unsafe {
+        let mut sums = [[vdupq_n_s32(0); 4]; R];
+        for quarter in 0..4 {
+            let mut halves = [[vdupq_n_s32(0); 2]; R];
+            for group in 0..BLOCK / 4 {
+                let w = group_of::<NIBBLES>(weights, group, quarter);
+                for r in 0..R {
+                    let four = q[r].add(block * BLOCK + group * 4).cast::<i32>().read_unaligned();
+                    let x = vreinterpretq_s8_s32(vdupq_n_s32(four));
+                    if DOT {
+                        halves[r][0] = sdot(halves[r][0], w, x);
+                    } else {
+                        let low = vmull_s8(vget_low_s8(w), vget_low_s8(x));
+                        let high = vmull_s8(vget_high_s8(w), vget_high_s8(x));
+                        halves[r][0] = vpadalq_s16(halves[r][0], low);
+                        halves[r][1] = vpadalq_s16(halves[r][1], high);
+                    }
+                }
+            }
+            for r in 0..R {
+                sums[r][quarter] =
+                    if DOT { halves[r][0] } else { vpaddq_s32(halves[r][0], halves[r][1]) };
+            }
+        }
+        sums
+    }
+}
+
+/// 16 halves as floats.
+///
+/// # Safety
+/// 32 bytes are readable at `halves`.
+#[inline(always)]
+unsafe fn halves(halves: *const u8) -> Quad {
+    let mut out = [
+        // SAFETY: NEON is there.
+        unsafe { vdupq_n_f32(0.0) };
+        4
+    ];
+    for (i, out) in out.iter_mut().enumerate() {
+        // SAFETY: 8 * i + 8 <= 32; a conversion between registers that every aarch64 processor has.
+        unsafe {
+            let four = vld1_u16(halves.add(8 * i).cast());
+            asm!("fcvtl {0:v}.4s, {1:v}.4h", out(vreg) *out, in(vreg) four,
+                options(pure, nomem, nostack, preserves_flags));
+        }
+    }
+    out
+}
+
+/// 16 bytes as floats.
+///
+/// # Safety
+/// They are readable.
+#[inline(always)]
+unsafe fn bytes_as_floats(bytes: *const u8) -> Quad {
+    // SAFETY: as above.
+    unsafe {
+        let (low, high) = (vmovl_u8(vld1_u8(bytes)), vmovl_u8(vld1_u8(bytes.add(8))));
+        [
+            vcvtq_f32_u32(vmovl_u16(vget_low_u16(low))),
+            vcvtq_f32_u32(vmovl_u16(vget_high_u16(low))),
+            vcvtq_f32_u32(vmovl_u16(vget_low_u16(high))),
+            vcvtq_f32_u32(vmovl_u16(vget_high_u16(high))),
+        ]
+    }
+}
+
+/// # Safety
+/// The machine has NEON.
+#[inline(always)]
+unsafe fn store<const R: usize>(sums: &[Quad; R], out: &mut [Line]) {
+    for r in 0..R {
+        for quarter in 0..4 {
+            // SAFETY: a line holds 16 floats.
+            unsafe { vst1q_f32(out[r][quarter * 4..].as_mut_ptr(), sums[r][quarter]) }
+        }
+    }
+}
+
+/// Bytes.
+#[inline(always)]
+unsafe fn q8<const R: usize, const DOT: bool>(
+    tile: &[u8],
+    x: &Operand<'_>,
+    first: usize,
+    out: &mut [Line],
+) {
+    let at = checked::<R>(Packing::Q8, tile, x, first);
+    // SAFETY: the file's invariant; the caller has the features.
+    unsafe {
+        let mut sums: [Quad; R] = [[vdupq_n_f32(0.0); 4]; R];
+        for block in 0..at.blocks {
+            let scales = halves(at.head.add(block * TILE * 2));
+            let weights = at.weights.add(block * BLOCK * TILE);
+            let dots = integers::<R, DOT, false>(weights, &at.q, block);
+            for r in 0..R {
+                let xs = vdupq_n_f32(*at.scales[r].add(block));
+                for v in 0..4 {
+                    let scale = vmulq_f32(scales[v], xs);
+                    sums[r][v] = vfmaq_f32(sums[r][v], vcvtq_f32_s32(dots[r][v]), scale);
+                }
+            }
+        }
+        store(&sums, out);
+    }
+}
+
+/// Nibbles less 8.
+#[inline(always)]
+unsafe fn q4<const R: usize, const DOT: bool>(
+    tile: &[u8],
+    x: &Operand<'_>,
+    first: usize,
+    out: &mut [Line],
+) {
+    let at = checked::<R>(Packing::Q4, tile, x, first);
+    // SAFETY: the file's invariant; the caller has the features.
+    unsafe {
+        let mut sums: [Quad; R] = [[vdupq_n_f32(0.0); 4]; R];
+        for block in 0..at.blocks {
+            let scales = halves(at.head.add(block * TILE * 2));
+            let weights = at.weights.add(block * BLOCK * TILE / 2);
+            let dots = integers::<R, DOT, true>(weights, &at.q, block);
+            for r in 0..R {
+                let xs = vdupq_n_f32(*at.scales[r].add(block));
+                let offset = vdupq_n_s32(8 * *at.sums[r].add(block));
+                for v in 0..4 {
+                    let scale = vmulq_f32(scales[v], xs);
+                    let dot = vcvtq_f32_s32(vsubq_s32(dots[r][v], offset));
+                    sums[r][v] = vfmaq_f32(sums[r][v], dot, scale);
+                }
+            }
+        }
+        store(&sums, out);
+    }
+}
+
+/// Nibbles with scales and minima of two levels.
+#[inline(always)]
+unsafe fn q4k<const R: usize, const DOT: bool>(
+    tile: &[u8],
+    x: &Operand<'_>,
+    first: usize,
+    out: &mut [Line],
+) {
+    let at = checked::<R>(Packing::Q4K, tile, x, first);
+    // SAFETY: the file's invariant; the caller has the features.
+    unsafe {
+        let factors = at.head.add(x.cols / SUPER * TILE * 4);
+        let mut sums: [Quad; R] = [[vdupq_n_f32(0.0); 4]; R];
+        for block in 0..at.blocks {
+            let first = at.head.add(block / (SUPER / BLOCK) * TILE * 4);
+            let (d, dmin) = (halves(first), halves(first.add(TILE * 2)));
+            let factors = factors.add(block * TILE * 2);
+            let (factor, min) = (bytes_as_floats(factors), bytes_as_floats(factors.add(TILE)));
+            let weights = at.weights.add(block * BLOCK * TILE / 2);
+            let dots = integers::<R, DOT, true>(weights, &at.q, block);
+            for v in 0..4 {
+                let (scales, mins) = (vmulq_f32(d[v], factor[v]), vmulq_f32(dmin[v], min[v]));
+                for r in 0..R {
+                    let xs = *at.scales[r].add(block);
+                    let scale = vmulq_f32(scales, vdupq_n_f32(xs));
+                    let sum = vfmaq_f32(sums[r][v], vcvtq_f32_s32(dots[r][v]), scale);
+                    let shift = vdupq_n_f32(xs * *at.sums[r].add(block) as f32);
+                    sums[r][v] = vfmsq_f32(sum, mins, shift);
+                }
+            }
+        }
+        store(&sums, out);
+    }
+}
+
+/// An entry of the table: any number of rows of one packing with the named features.
+macro_rules! entry {
+    ($name:ident, $kernel:ident, $dot:literal, $features:literal) => {
+        /// See [`super::Kernels::dot`].
+        ///
+        /// # Safety
+        /// The machine has the features that the name says.
+        #[target_feature(enable = $features)]
+        pub(crate) unsafe fn $name(
+            tile: &[u8],
+            x: &Operand<'_>,
+            (first, rows): (usize, usize),
+            out: &mut [Line; ROWS],
+        ) {
+            let mut row = 0;
+            while row < rows {
+                let (at, out) = (first + row, &mut out[row..rows]);
+                match out.len() {
+                    // SAFETY: the features are those of the caller, which is this kernel's only one.
+                    1 => unsafe { $kernel::<1, $dot>(tile, x, at, out) },
+                    // SAFETY: as above.
+                    2 => unsafe { $kernel::<2, $dot>(tile, x, at, out) },
+                    // SAFETY: as above.
+                    3 => unsafe { $kernel::<3, $dot>(tile, x, at, out) },
+                    // SAFETY: as above.
+                    _ => unsafe { $kernel::<TOGETHER, $dot>(tile, x, at, out) },
+                }
+                row += TOGETHER;
+            }
+        }
+    };
+}
+
+entry!(dot_q8_neon, q8, false, "neon");
+entry!(dot_q4_neon, q4, false, "neon");
+entry!(dot_q4k_neon, q4k, false, "neon");
+entry!(dot_q8_dot, q8, true, "neon,dotprod");
+entry!(dot_q4_dot, q4, true, "neon,dotprod");
+entry!(dot_q4k_dot, q4k, true, "neon,dotprod");

@@ -1,0 +1,304 @@
+//! Conformance: every instruction set that this machine has computes the bits of the portable kernels.
+
+use super::lanes::{LANES, Line};
+use super::tile::{BLOCK, Packing, SUPER, TILE};
+use super::{CachedHead, Kernels, Operand, QUERIES, Queries, ROWS};
+use crate::cpu::Isa;
+
+/// SplitMix64.
+struct Noise(u64);
+
+impl Noise {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn uniform(&mut self) -> f32 {
+        (self.next() >> 40) as f32 / (1 << 23) as f32 - 1.0
+    }
+
+    fn floats(&mut self, len: usize) -> Vec<f32> {
+        (0..len).map(|_| self.uniform() * 3.0).collect()
+    }
+
+    fn halves(&mut self, len: usize) -> Vec<u16> {
+        (0..len).map(|_| half::f16::from_f32(self.uniform()).to_bits()).collect()
+    }
+
+    fn bytes(&mut self, len: usize) -> Vec<u8> {
+        (0..len).map(|_| self.next() as u8).collect()
+    }
+}
+
+fn tables() -> (&'static Kernels, Vec<&'static Kernels>) {
+    let others = Isa::available().into_iter().filter(|&isa| isa != Isa::Portable);
+    let portable = Kernels::of(Isa::Portable).expect("every machine has it");
+    (portable, others.map(|isa| Kernels::of(isa).expect("it is available")).collect())
+}
+
+fn bits(x: &[f32]) -> Vec<u32> {
+    x.iter().map(|x| x.to_bits()).collect()
+}
+
+struct Rows {
+    cols: usize,
+    floats: Vec<f32>,
+    q: Vec<i8>,
+    scales: Vec<f32>,
+    sums: Vec<i32>,
+}
+
+impl Rows {
+    fn new(noise: &mut Noise, rows: usize, cols: usize, kernels: &Kernels) -> Self {
+        let floats = noise.floats(rows * cols);
+        let (mut q, mut scales) = (vec![0; rows * cols], vec![0.0; rows * cols / BLOCK]);
+        let mut sums = vec![0; rows * cols / BLOCK];
+        kernels.quantise(&floats, &mut q, &mut scales, &mut sums);
+        Self { cols, floats, q, scales, sums }
+    }
+
+    fn operand(&self) -> Operand<'_> {
+        Operand {
+            cols: self.cols,
+            floats: &self.floats,
+            q: &self.q,
+            scales: &self.scales,
+            sums: &self.sums,
+        }
+    }
+}
+
+/// A tile of random weights; its bytes are any, so -128 occurs, but its scales are finite.
+fn tile(noise: &mut Noise, packing: Packing, cols: usize) -> Vec<u64> {
+    let bytes = packing.tile_bytes(cols);
+    let mut tile = vec![0u64; bytes / 8];
+    let all: &mut [u8] = bytemuck::cast_slice_mut(&mut tile);
+    let (head, weights) = all.split_at_mut(packing.head_bytes(cols));
+    let halves = match packing {
+        Packing::Q4K => cols / SUPER * 2 * TILE,
+        _ => head.len() / 2,
+    };
+    let factors = noise.bytes(head.len() - 2 * halves);
+    head[..2 * halves].copy_from_slice(bytemuck::cast_slice(&noise.halves(halves)));
+    for (to, from) in head[2 * halves..].iter_mut().zip(factors) {
+        *to = from & 63;
+    }
+    match packing {
+        Packing::Q8 | Packing::Q4 | Packing::Q4K => {
+            weights.copy_from_slice(&noise.bytes(weights.len()));
+        }
+        Packing::F16 => {
+            weights.copy_from_slice(bytemuck::cast_slice(&noise.halves(weights.len() / 2)));
+        }
+        Packing::Bf16 => {
+            for chunk in weights.as_chunks_mut::<2>().0 {
+                *chunk = half::bf16::from_f32(noise.uniform()).to_le_bytes();
+            }
+        }
+        Packing::F32 => {
+            weights.copy_from_slice(bytemuck::cast_slice(&noise.floats(weights.len() / 4)));
+        }
+    }
+    tile
+}
+
+const PACKINGS: [Packing; 6] =
+    [Packing::Q8, Packing::Q4, Packing::Q4K, Packing::F16, Packing::Bf16, Packing::F32];
+
+#[test]
+fn dots_have_the_portable_bits_for_any_rows_and_width() {
+    let (portable, others) = tables();
+    let mut noise = Noise(1);
+    for packing in PACKINGS {
+        for cols in [32, 64, 96, 224, 256, 768] {
+            if packing == Packing::Q4K && cols % SUPER != 0 {
+                continue;
+            }
+            let weights = tile(&mut noise, packing, cols);
+            let weights: &[u8] = bytemuck::cast_slice(&weights);
+            let rows = Rows::new(&mut noise, ROWS + 3, cols, portable);
+            for count in 1..=ROWS {
+                for first in [0, 3] {
+                    let mut expected = [[0.0; LANES]; ROWS];
+                    portable.dot(packing, weights, &rows.operand(), (first, count), &mut expected);
+                    for kernels in &others {
+                        let mut found = [[0.0; LANES]; ROWS];
+                        kernels.dot(packing, weights, &rows.operand(), (first, count), &mut found);
+                        let (found, expected) = (found.as_flattened(), expected.as_flattened());
+                        let case = (kernels.isa(), packing, cols, count, first);
+                        assert_eq!(bits(found), bits(expected), "{case:?}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_row_has_the_same_bits_whatever_rows_are_beside_it() {
+    let mut noise = Noise(2);
+    for kernels in Isa::available().into_iter().filter_map(Kernels::of) {
+        for packing in PACKINGS {
+            let weights = tile(&mut noise, packing, 256);
+            let weights: &[u8] = bytemuck::cast_slice(&weights);
+            let rows = Rows::new(&mut noise, ROWS, 256, kernels);
+            let mut together = [[0.0; LANES]; ROWS];
+            kernels.dot(packing, weights, &rows.operand(), (0, ROWS), &mut together);
+            for row in 0..ROWS {
+                let mut alone = [[0.0; LANES]; ROWS];
+                kernels.dot(packing, weights, &rows.operand(), (row, 1), &mut alone);
+                assert_eq!(bits(&alone[0]), bits(&together[row]), "{} {packing:?}", kernels.isa());
+            }
+        }
+    }
+}
+
+#[test]
+fn extremes_of_bytes_are_exact() {
+    let cols = 64;
+    let mut tile = vec![0u64; Packing::Q8.tile_bytes(cols) / 8];
+    let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut tile);
+    let (head, weights) = bytes.split_at_mut(Packing::Q8.head_bytes(cols));
+    head.as_chunks_mut::<2>().0.fill(half::f16::ONE.to_le_bytes());
+    weights.fill(0x80);
+    for x in [127, -127] {
+        let rows = Rows {
+            cols,
+            floats: Vec::new(),
+            q: vec![x; cols],
+            scales: vec![1.0; 2],
+            sums: vec![i32::from(x) * 32; 2],
+        };
+        for kernels in Isa::available().into_iter().filter_map(Kernels::of) {
+            let mut out = [[0.0; LANES]; ROWS];
+            let tile = bytemuck::cast_slice(&tile);
+            kernels.dot(Packing::Q8, tile, &rows.operand(), (0, 1), &mut out);
+            assert_eq!(out[0], [-128.0 * f32::from(x) * 64.0; LANES], "{}", kernels.isa());
+        }
+    }
+}
+
+#[test]
+fn norm_quantise_swiglu_and_narrow_have_the_portable_bits() {
+    let (portable, others) = tables();
+    let mut noise = Noise(3);
+    for kernels in others {
+        for cols in [32, 64, 96, 512, 704] {
+            let (mut x, weight) = (noise.floats(cols), noise.floats(cols));
+            if cols > 64 {
+                x[32..64].fill(0.0);
+                x[64..96].fill(1e-38);
+            }
+            let (mut a, mut b) = (vec![0.0; cols], vec![0.0; cols]);
+            portable.norm(&x, (&weight, 1e-5), cols - 3, &mut a);
+            kernels.norm(&x, (&weight, 1e-5), cols - 3, &mut b);
+            assert_eq!(bits(&a), bits(&b), "norm, {}", kernels.isa());
+            let quantised = |kernels: &Kernels| {
+                let blocks = cols / BLOCK;
+                let (mut q, mut scales) = (vec![0; cols], vec![0.0; blocks]);
+                let mut sums = vec![0; blocks];
+                kernels.quantise(&x, &mut q, &mut scales, &mut sums);
+                (q, bits(&scales), sums)
+            };
+            assert_eq!(quantised(portable), quantised(kernels), "quantise, {}", kernels.isa());
+        }
+        for _ in 0..200 {
+            let mut line = || -> Line { std::array::from_fn(|_| noise.uniform() * 40.0) };
+            let (gate, up) = (line(), line());
+            let (mut a, mut b) = ([up, gate], [up, gate]);
+            portable.swiglu(&[gate, up], &mut a);
+            kernels.swiglu(&[gate, up], &mut b);
+            let (a, b) = (a.as_flattened(), b.as_flattened());
+            assert_eq!(bits(a), bits(b), "swiglu, {}", kernels.isa());
+            let (mut a, mut b) = ([0; LANES], [0; LANES]);
+            portable.narrow(&gate, &mut a);
+            kernels.narrow(&gate, &mut b);
+            assert_eq!(a, b, "narrow, {}", kernels.isa());
+        }
+    }
+}
+
+#[test]
+fn swiglu_is_near_the_exact_function() {
+    let kernels = Kernels::of(Isa::Portable).expect("every machine has it");
+    for i in -2000..2000 {
+        let gate = i as f32 * 0.05;
+        let mut out = [1.0; LANES];
+        kernels.swiglu(&[[gate; LANES]], std::slice::from_mut(&mut out));
+        let exact = f64::from(gate) / (1.0 + (-f64::from(gate)).exp());
+        let error = (f64::from(out[0]) - exact).abs();
+        assert!(error <= 1e-6 * exact.abs() + 1e-30, "{gate}: {} against {exact}", out[0]);
+    }
+}
+
+/// One head's cache as plain floats: keys and values by position.
+fn plain_cache(cache: &CachedHead<'_>, position: usize) -> (Vec<f32>, Vec<f32>) {
+    let dim = cache.head_dim;
+    let float = |bits: u16| half::f16::from_bits(bits).to_f32();
+    let key = |d: usize| cache.keys[position / LANES * LANES * dim + d * LANES + position % LANES];
+    let keys = (0..dim).map(|d| float(key(d))).collect();
+    let values = cache.values[position * dim..][..dim].iter().map(|&v| float(v)).collect();
+    (keys, values)
+}
+
+fn plain_attention(cache: &CachedHead<'_>, query: &[f32], length: usize, scale: f32) -> Vec<f64> {
+    let rows: Vec<_> = (0..length).map(|p| plain_cache(cache, p)).collect();
+    let dot = |key: &[f32]| -> f64 {
+        key.iter().zip(query).map(|(k, q)| f64::from(*k) * f64::from(*q)).sum()
+    };
+    let scores: Vec<f64> = rows.iter().map(|(k, _)| dot(k) * f64::from(scale)).collect();
+    let greatest = scores.iter().copied().fold(f64::MIN, f64::max);
+    let weights: Vec<f64> = scores.iter().map(|s| (s - greatest).exp()).collect();
+    let sum: f64 = weights.iter().sum();
+    (0..cache.head_dim)
+        .map(|d| {
+            rows.iter().zip(&weights).map(|((_, v), w)| w * f64::from(v[d])).sum::<f64>() / sum
+        })
+        .collect()
+}
+
+#[test]
+fn attention_has_the_portable_bits_for_any_company_and_is_near_the_plain_formula() {
+    let mut noise = Noise(4);
+    let (dim, positions) = (32, 64);
+    let keys = noise.halves(positions * dim);
+    let values = noise.halves(positions * dim);
+    let cache = CachedHead { keys: &keys, values: &values, head_dim: dim };
+    let queries = noise.floats(QUERIES * dim);
+    let scale = 0.3;
+    for kernels in Isa::available().into_iter().filter_map(Kernels::of) {
+        for length in [1, 2, 15, 16, 17, 40, 61] {
+            for count in 1..=QUERIES {
+                let mut ask =
+                    Queries { vectors: [&[]; QUERIES], lengths: [0; QUERIES], count, scale };
+                for i in 0..count {
+                    ask.vectors[i] = &queries[i * dim..][..dim];
+                    ask.lengths[i] = length + i;
+                }
+                let (mut scores, mut out) = (vec![0.0; QUERIES * 64], vec![0.0; QUERIES * dim]);
+                kernels.attend(&cache, &ask, &mut scores, &mut out);
+                for i in 0..count {
+                    let alone = Queries {
+                        vectors: [ask.vectors[i]; QUERIES],
+                        lengths: [length + i; QUERIES],
+                        count: 1,
+                        scale,
+                    };
+                    let portable = Kernels::of(Isa::Portable).expect("every machine has it");
+                    let mut expected = vec![0.0; QUERIES * dim];
+                    portable.attend(&cache, &alone, &mut scores, &mut expected);
+                    let found = &out[i * dim..][..dim];
+                    assert_eq!(bits(found), bits(&expected[..dim]), "{} {length}", kernels.isa());
+                    let exact = plain_attention(&cache, ask.vectors[i], length + i, scale);
+                    for (x, exact) in found.iter().zip(exact) {
+                        assert!((f64::from(*x) - exact).abs() < 1e-5, "{x} against {exact}");
+                    }
+                }
+            }
+        }
+    }
+}

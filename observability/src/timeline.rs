@@ -1,0 +1,146 @@
+//! The last jobs of every unit, as a trace that Perfetto and Chrome open.
+//!
+//! *Invariant:* holds at most as many events as it was made for; the oldest make room.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use serde_json::{Value, json};
+
+/// Something that happened on a lane: a job on a unit, or a moment worth a mark.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TimelineEvent {
+    /// The lane: a unit's name, or `plan` for swaps.
+    pub lane: String,
+    /// What ran, such as `target[0..8]`.
+    pub name: String,
+    /// The request that it ran for, if it was for one.
+    pub request: Option<String>,
+    /// Start in microseconds of one clock that all lanes share.
+    pub start_us: u64,
+    /// Length in microseconds; `None` for a mark.
+    pub dur_us: Option<u64>,
+}
+
+/// A bounded memory of what happened last.
+#[derive(Clone, Debug)]
+pub struct Timeline {
+    events: VecDeque<TimelineEvent>,
+    events_max: usize,
+    forgotten: u64,
+}
+
+impl Timeline {
+    /// Remembers the last `events_max` events.
+    ///
+    /// Panics if that is none.
+    pub fn new(events_max: usize) -> Self {
+        assert!(events_max > 0, "a timeline remembers something");
+        Self { events: VecDeque::with_capacity(events_max), events_max, forgotten: 0 }
+    }
+
+    /// Adds an event; the oldest one makes room if need be.
+    pub fn record(&mut self, event: TimelineEvent) {
+        if self.events.len() == self.events_max {
+            self.events.pop_front();
+            self.forgotten += 1;
+        }
+        self.events.push_back(event);
+    }
+
+    /// The events, oldest first.
+    pub fn events(&self) -> impl Iterator<Item = &TimelineEvent> {
+        self.events.iter()
+    }
+
+    /// The events as a JSON object of the Trace Event Format: one thread for each lane, lanes in alphabetical order,
+    /// complete events (`X`) for jobs and instant events (`i`) for marks.
+    pub fn to_chrome_json(&self) -> String {
+        let mut lanes: BTreeMap<&str, usize> =
+            self.events.iter().map(|event| (event.lane.as_str(), 0)).collect();
+        for (index, lane) in lanes.values_mut().enumerate() {
+            *lane = index + 1;
+        }
+        let names = lanes.iter().map(|(name, thread)| {
+            json!({
+                "ph": "M", "name": "thread_name", "pid": 1, "tid": thread, "args": { "name": name },
+            })
+        });
+        let events = self.events.iter().map(|event| trace_event(event, lanes[event.lane.as_str()]));
+        let trace: Vec<Value> = names.chain(events).collect();
+        json!({
+            "displayTimeUnit": "ms",
+            "otherData": { "forgotten_events": self.forgotten },
+            "traceEvents": trace,
+        })
+        .to_string()
+    }
+}
+
+fn trace_event(event: &TimelineEvent, thread: usize) -> Value {
+    let mut value = json!({
+        "name": event.name, "cat": "outrider", "pid": 1, "tid": thread, "ts": event.start_us,
+    });
+    match event.dur_us {
+        Some(dur_us) => {
+            value["ph"] = json!("X");
+            value["dur"] = json!(dur_us);
+        }
+        None => {
+            value["ph"] = json!("i");
+            value["s"] = json!("g");
+        }
+    }
+    if let Some(request) = &event.request {
+        value["args"] = json!({ "request": request });
+    }
+    value
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::{Timeline, TimelineEvent};
+
+    fn job(lane: &str, start_us: u64) -> TimelineEvent {
+        TimelineEvent {
+            lane: lane.to_owned(),
+            name: "target[0..8]".to_owned(),
+            request: Some("r-1".to_owned()),
+            start_us,
+            dur_us: Some(40),
+        }
+    }
+
+    #[test]
+    fn the_oldest_events_make_room() {
+        let mut timeline = Timeline::new(2);
+        (0..5).for_each(|t| timeline.record(job("cpu0", t)));
+        assert_eq!(timeline.events().map(|e| e.start_us).collect::<Vec<_>>(), [3, 4]);
+        let trace: Value = serde_json::from_str(&timeline.to_chrome_json()).unwrap();
+        assert_eq!(trace["otherData"]["forgotten_events"], 3);
+    }
+
+    #[test]
+    fn lanes_are_threads_and_jobs_are_complete_events() {
+        let mut timeline = Timeline::new(8);
+        timeline.record(job("gpu0", 10));
+        timeline.record(job("cpu0", 20));
+        let swap = TimelineEvent { dur_us: None, request: None, ..job("plan", 30) };
+        timeline.record(TimelineEvent { name: "swap \"two-cores\"".to_owned(), ..swap });
+        let trace: Value = serde_json::from_str(&timeline.to_chrome_json()).unwrap();
+        let thread = |tid: u64, name: &str| json!({ "ph": "M", "name": "thread_name", "pid": 1, "tid": tid, "args": { "name": name } });
+        let ran = |tid: u64, ts: u64| json!({ "ph": "X", "name": "target[0..8]", "cat": "outrider", "pid": 1, "tid": tid, "ts": ts, "dur": 40, "args": { "request": "r-1" } });
+        let mark = json!({ "ph": "i", "s": "g", "name": "swap \"two-cores\"", "cat": "outrider", "pid": 1, "tid": 3, "ts": 30 });
+        let expected = json!([
+            thread(1, "cpu0"),
+            thread(2, "gpu0"),
+            thread(3, "plan"),
+            ran(2, 10),
+            ran(1, 20),
+            mark
+        ]);
+        assert_eq!(trace["traceEvents"], expected);
+    }
+}

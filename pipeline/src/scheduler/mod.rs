@@ -1,0 +1,263 @@
+//! All sequences of the service: who runs next on which model, in whose company. [`Scheduler::step`] is total,
+//! synchronous and deterministic: an event in, actions out.
+//!
+//! ```text
+//!   Admit ──▶ queue ──▶ slot: Speculator + TextStream ──▶ Emit … Finish, Release
+//!                         │ ▲                  │ ▲
+//!               RunTarget ▼ │ TargetDone RunDraft ▼ │ DraftDone
+//!                        target               draft
+//! ```
+//!
+//! A model has one batch at a time, made when the model is free, so that it holds whatever is ready by then: first the
+//! sequences that decode, in turns, then pieces of prompts with the rows that are left (a quarter is kept for them).
+//!
+//! *Invariants:* every queue is bounded. A sequence keeps its slot until none of its work is under way. A model that is
+//! free and not paused has no work that it could do. Order comes from turns and sequence ids, never from a hash.
+
+mod admission;
+mod batching;
+mod event;
+mod lane;
+mod sequence;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use outrider_devices::{Pick, SequenceId};
+use outrider_plans::ModelRole;
+
+pub use admission::{Admission, GenerationParams, RejectReason};
+pub use event::{Action, EmittedToken, Event, FinishReason, Statistics, Ticket};
+
+use crate::draft_policy::DraftPolicy;
+use crate::text::Detokenize;
+use lane::Lane;
+use sequence::Sequence;
+
+/// Makes a detokenizer for a new text.
+pub type DetokenizerFactory = Box<dyn Fn() -> Box<dyn Detokenize> + Send>;
+
+/// What one model's executable can take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RoleLimits {
+    /// Most rows of one batch; at least 2.
+    pub rows_max: u32,
+    /// Most positions of one sequence.
+    pub positions_max: u32,
+}
+
+/// Whether draft and target compete for the same cores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Units {
+    /// Each has its own: both run at the same time.
+    Separate,
+    /// They share: batches of the two take turns, so that each is made as late as possible.
+    Shared,
+}
+
+/// The frame within which a scheduler works.
+#[derive(Clone, Debug)]
+pub struct SchedulerConfig {
+    /// Most sequences with a slot; at most as many as the executables have caches for.
+    pub sequences_max: usize,
+    /// Most requests that wait for a slot.
+    pub queue_max: usize,
+    /// The target's limits.
+    pub target: RoleLimits,
+    /// The draft's limits.
+    pub draft: RoleLimits,
+    /// Tokens that the models know.
+    pub vocabulary: u32,
+    /// The model's own end-of-text tokens.
+    pub end_of_text: Arc<[u32]>,
+    /// The plan's rules for drafting.
+    pub policy: DraftPolicy,
+    /// Where the models run.
+    pub units: Units,
+}
+
+/// Decodes all sequences of a service.
+pub struct Scheduler {
+    config: SchedulerConfig,
+    detokenizers: DetokenizerFactory,
+    queue: VecDeque<(Admission, u32)>,
+    sequences: BTreeMap<SequenceId, Sequence>,
+    target: Lane,
+    draft: Lane,
+    /// On shared units: whose batch goes next if both could.
+    next: ModelRole,
+    tickets: u64,
+}
+
+impl Scheduler {
+    /// A scheduler without sequences. Panics if the limits leave no room for any.
+    pub fn new(config: SchedulerConfig, detokenizers: DetokenizerFactory) -> Self {
+        assert!(config.sequences_max > 0, "no slot for a sequence");
+        assert!(config.target.rows_max > 1 && config.draft.rows_max > 1, "batches of one row");
+        Self {
+            config,
+            detokenizers,
+            queue: VecDeque::new(),
+            sequences: BTreeMap::new(),
+            target: Lane::default(),
+            draft: Lane::default(),
+            next: ModelRole::Target,
+            tickets: 0,
+        }
+    }
+
+    /// Takes note of an event and says what is to be done now.
+    pub fn step(&mut self, event: Event) -> Vec<Action> {
+        let mut actions = Vec::new();
+        match event {
+            Event::Admit(admission) => self.admit(admission, &mut actions),
+            Event::Cancel(id) => self.interrupt(id, FinishReason::Cancelled, &mut actions),
+            Event::Abort { sequence, reason } => {
+                self.interrupt(sequence, FinishReason::Failed { reason }, &mut actions);
+            }
+            Event::TargetDone { ticket, picks } => self.verified(ticket, picks, &mut actions),
+            Event::DraftDone { ticket, drafted } => self.drafted(ticket, drafted),
+            Event::Failed { role, ticket } => self.failed(role, ticket),
+            Event::CachesLost { role } => {
+                self.sequences.values_mut().for_each(|s| s.speculator.cache_lost(role));
+            }
+            Event::Pause { role } => self.set_paused(role, true),
+            Event::Resume { role } => self.set_paused(role, false),
+            Event::Configure(policy) => {
+                self.config.policy = policy;
+                self.apply_policy();
+            }
+        }
+        self.release(&mut actions);
+        self.fill_slots();
+        self.dispatch(&mut actions);
+        actions
+    }
+
+    /// Sequences that have a slot.
+    pub fn running(&self) -> usize {
+        self.sequences.len()
+    }
+
+    /// Requests that wait for a slot.
+    pub fn waiting(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// Whether a batch of `role` is under way.
+    pub fn is_busy(&self, role: ModelRole) -> bool {
+        match role {
+            ModelRole::Target => self.target.is_busy(),
+            ModelRole::Draft => self.draft.is_busy(),
+        }
+    }
+
+    /// Prompt and output of a sequence that has a slot.
+    pub fn confirmed(&self, sequence: SequenceId) -> Option<&[u32]> {
+        self.sequences.get(&sequence).map(|s| s.speculator.confirmed())
+    }
+
+    fn admit(&mut self, admission: Admission, actions: &mut Vec<Action>) {
+        let sequence = admission.sequence;
+        let living = self.sequences.contains_key(&sequence)
+            || self.queue.iter().any(|(waiting, _)| waiting.sequence == sequence);
+        assert!(!living, "{sequence} was admitted before");
+        let full = self.sequences.len() >= self.config.sequences_max
+            && self.queue.len() >= self.config.queue_max;
+        let verdict = match admission.length_max(&self.config) {
+            Ok(_) if full => Err(RejectReason::QueueFull { waiting: self.queue.len() }),
+            verdict => verdict,
+        };
+        match verdict {
+            Ok(length_max) => self.queue.push_back((admission, length_max)),
+            Err(reason) => actions.push(Action::Reject { sequence, reason }),
+        }
+    }
+
+    fn interrupt(&mut self, id: SequenceId, reason: FinishReason, actions: &mut Vec<Action>) {
+        if let Some(sequence) = self.sequences.get_mut(&id) {
+            sequence.interrupt(reason, actions);
+        } else if let Some(place) = self.queue.iter().position(|(a, _)| a.sequence == id) {
+            let prompt_n = self.queue.remove(place).map_or(0, |(a, _)| a.prompt.len() as u32);
+            let statistics = Statistics { prompt_n, ..Statistics::default() };
+            actions.push(Action::Finish { sequence: id, reason, statistics });
+            actions.push(Action::Release { sequence: id });
+        }
+    }
+
+    fn verified(&mut self, ticket: Ticket, picks: Vec<Pick>, actions: &mut Vec<Action>) {
+        let Some(shares) = self.target.arrive(ticket) else { return };
+        let mut picks = picks.into_iter();
+        for share in shares {
+            let own = picks.by_ref().take(share.picks).collect();
+            let sequence = self.sequences.get_mut(&share.sequence).expect("it keeps its slot");
+            let verdict = sequence.speculator.verified(own);
+            sequence.emit(verdict, actions);
+        }
+        assert!(picks.next().is_none(), "{ticket} was answered with more picks than were wanted");
+    }
+
+    fn drafted(&mut self, ticket: Ticket, drafted: Vec<Vec<Pick>>) {
+        let Some(shares) = self.draft.arrive(ticket) else { return };
+        assert_eq!(shares.len(), drafted.len(), "segments in the answer to {ticket}");
+        for (share, picks) in shares.into_iter().zip(drafted) {
+            let sequence = self.sequences.get_mut(&share.sequence).expect("it keeps its slot");
+            sequence.speculator.drafted(share.epoch, share.base, &picks);
+        }
+    }
+
+    fn failed(&mut self, role: ModelRole, ticket: Ticket) {
+        let Some(shares) = self.lane(role).arrive(ticket) else { return };
+        for share in shares {
+            let sequence = self.sequences.get_mut(&share.sequence).expect("it keeps its slot");
+            sequence.speculator.failed(role);
+        }
+        self.set_paused(role, true);
+    }
+
+    fn set_paused(&mut self, role: ModelRole, paused: bool) {
+        self.lane(role).paused = paused;
+        self.apply_policy();
+    }
+
+    fn policy(&self) -> DraftPolicy {
+        let policy = self.config.policy;
+        if self.draft.paused { policy.without_draft() } else { policy }
+    }
+
+    fn apply_policy(&mut self) {
+        let policy = self.policy();
+        self.sequences.values_mut().for_each(|s| s.set_policy(policy));
+    }
+
+    fn release(&mut self, actions: &mut Vec<Action>) {
+        let over: Vec<SequenceId> =
+            self.sequences.iter().filter(|(_, s)| s.is_over()).map(|(&id, _)| id).collect();
+        for sequence in over {
+            self.sequences.remove(&sequence);
+            self.target.leave(sequence);
+            self.draft.leave(sequence);
+            actions.push(Action::Release { sequence });
+        }
+    }
+
+    fn fill_slots(&mut self) {
+        while self.sequences.len() < self.config.sequences_max {
+            let Some((admission, length_max)) = self.queue.pop_front() else { return };
+            let id = admission.sequence;
+            let text = (self.detokenizers)();
+            let mut sequence = Sequence::new(admission, length_max, &self.config, text);
+            sequence.set_policy(self.policy());
+            self.sequences.insert(id, sequence);
+            self.target.join(id);
+            self.draft.join(id);
+        }
+    }
+
+    fn lane(&mut self, role: ModelRole) -> &mut Lane {
+        match role {
+            ModelRole::Target => &mut self.target,
+            ModelRole::Draft => &mut self.draft,
+        }
+    }
+}

@@ -1,0 +1,33 @@
+//! One suite over all devices: numbers beside the reference, and the contract of an executable to the bit.
+
+use outrider_devices::conformance::{FORMATS, Tolerance, check, check_contract};
+use outrider_devices::cpu::{CpuDevice, CpuOptions};
+use outrider_devices::graph::WeightFormat;
+
+/// The CPU unit's tolerance: largest difference in a row over the root mean square of the reference's row. The cache holds
+/// 16-bit floats; beside quantised weights activations are rounded to eight bits, and formats without a kernel are
+/// converted at load, which adds to it.
+fn cpu_tolerance(format: WeightFormat) -> f32 {
+    match format {
+        WeightFormat::F32 | WeightFormat::F16 | WeightFormat::BF16 => 0.005,
+        _ => 0.12,
+    }
+}
+
+#[test]
+fn the_cpu_unit_agrees_with_the_reference_in_every_format() {
+    let formats = FORMATS.iter().map(|&format| (format, cpu_tolerance(format))).collect();
+    for threads in [1, 2] {
+        let options = CpuOptions { threads, ..CpuOptions::default() };
+        let mut device = CpuDevice::new(options).unwrap();
+        let tolerance = Tolerance { formats: Vec::clone(&formats) };
+        let report = check(&mut device, &tolerance).unwrap_or_else(|failure| panic!("{failure}"));
+        println!("{report:?}");
+    }
+}
+
+#[test]
+fn the_cpu_unit_keeps_the_contract_of_an_executable() {
+    let mut device = CpuDevice::new(CpuOptions::default()).unwrap();
+    check_contract(&mut device, WeightFormat::Q8_0).unwrap_or_else(|failure| panic!("{failure}"));
+}

@@ -1,0 +1,13 @@
+//! Every claim that the repository makes, as one test binary.
+
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+mod clients;
+mod command_line;
+mod conformance;
+mod equivalence;
+mod peers;
+mod process;
+mod service;
+mod supervision;
+mod tidy;

@@ -1,0 +1,180 @@
+//! The product as a process: started, spoken to over its standard streams and HTTP, ended.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// The program under test.
+pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_outrider-under-test");
+
+/// Runs a command to its end.
+pub(crate) fn outrider(arguments: &[&str]) -> Output {
+    Command::new(PROGRAM).args(arguments).stdin(Stdio::null()).output().unwrap()
+}
+
+/// Runs a command that must succeed, and returns its standard output.
+pub(crate) fn outrider_ok(arguments: &[&str]) -> String {
+    let output = outrider(arguments);
+    let (out, err) = (text(&output.stdout), text(&output.stderr));
+    assert!(output.status.success(), "{arguments:?} failed:\n{err}\n{out}");
+    out
+}
+
+/// Runs a command that must fail with exit code 1, and returns its standard error.
+pub(crate) fn outrider_fails(arguments: &[&str]) -> String {
+    let output = outrider(arguments);
+    let err = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{arguments:?}:\n{err}");
+    assert!(!err.contains("panicked"), "{err}");
+    err
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// A service on a port of its own.
+pub(crate) struct Service {
+    child: Child,
+    address: String,
+}
+
+impl Service {
+    /// Starts `outrider serve` and waits until it says where it listens.
+    pub(crate) fn start(arguments: &[&str]) -> Self {
+        let mut child = Command::new(PROGRAM)
+            .args(["serve", "--port", "0"])
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let address = loop {
+            let line = lines.next().expect("it ended before it listened").unwrap();
+            if let Some((_, rest)) = line.split_once("http://") {
+                break rest.split_whitespace().next().unwrap().to_owned();
+            }
+        };
+        // Whoever does not read a pipe blocks its writer.
+        std::thread::spawn(move || lines.for_each(drop));
+        Self { child, address }
+    }
+
+    pub(crate) fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    pub(crate) fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Status and body of a GET.
+    pub(crate) fn get(&self, path: &str) -> (u16, String) {
+        let mut response = agent().get(self.url(path)).call().unwrap();
+        (response.status().as_u16(), response.body_mut().read_to_string().unwrap())
+    }
+
+    /// Status and JSON body of a POST.
+    pub(crate) fn post(&self, path: &str, body: &Value) -> (u16, Value) {
+        let mut response = agent().post(self.url(path)).send_json(body).unwrap();
+        (response.status().as_u16(), response.body_mut().read_json().unwrap())
+    }
+
+    /// Everything that a streamed POST sends, by event.
+    pub(crate) fn stream(&self, path: &str, body: &Value) -> Vec<String> {
+        let mut response = agent().post(self.url(path)).send_json(body).unwrap();
+        assert_eq!(response.status().as_u16(), 200);
+        let text = response.body_mut().read_to_string().unwrap();
+        text.split("\n\n")
+            .filter_map(|event| event.strip_prefix("data: ").map(str::to_owned))
+            .collect()
+    }
+
+    /// Sends a request and returns the open connection, so that the test can leave it.
+    pub(crate) fn open(&self, path: &str, body: &Value) -> TcpStream {
+        let body = body.to_string();
+        let mut stream = TcpStream::connect(&self.address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        write!(
+            stream,
+            "POST {path} HTTP/1.1\r\nhost: {}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+            self.address,
+            body.len()
+        )
+        .unwrap();
+        stream
+    }
+
+    /// One metric's value; its name with labels as in the text.
+    pub(crate) fn metric(&self, name: &str) -> f64 {
+        let (_, text) = self.get("/metrics");
+        let line = text.lines().find(|line| line.split(' ').next() == Some(name));
+        line.unwrap_or_else(|| panic!("no {name} in\n{text}"))
+            .rsplit(' ')
+            .next()
+            .unwrap()
+            .parse()
+            .unwrap()
+    }
+
+    /// Waits until a metric has a value.
+    pub(crate) fn await_metric(&self, name: &str, value: f64) {
+        let started = Instant::now();
+        while self.metric(name) != value {
+            let waited = started.elapsed();
+            assert!(waited < Duration::from_secs(60), "{name} did not become {value}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Asks the process to end.
+    pub(crate) fn terminate(&self) {
+        // SAFETY: sends a signal to a child that this struct owns and has not yet waited for.
+        let sent = unsafe { libc::kill(self.child.id() as libc::pid_t, libc::SIGTERM) };
+        assert_eq!(sent, 0);
+    }
+
+    /// Waits for the process to end, and returns its exit code.
+    pub(crate) fn wait(mut self) -> Option<i32> {
+        let started = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status.code();
+            }
+            assert!(started.elapsed() < Duration::from_secs(60), "it did not end");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Reads from a connection until `wanted` has come.
+pub(crate) fn read_until(stream: &mut TcpStream, wanted: &str) -> String {
+    let mut seen = Vec::new();
+    let mut buffer = [0; 4096];
+    while !text(&seen).contains(wanted) {
+        let count = stream.read(&mut buffer).unwrap();
+        assert!(count > 0, "the connection ended: {}", text(&seen));
+        seen.extend_from_slice(&buffer[..count]);
+    }
+    text(&seen)
+}
+
+fn agent() -> ureq::Agent {
+    let config = ureq::Agent::config_builder()
+        .http_status_as_error(false)
+        .timeout_global(Some(Duration::from_secs(120)));
+    config.build().into()
+}
