@@ -18,13 +18,24 @@ use crate::sampling::Sampling;
 pub struct Ask {
     /// Numbers of rows of one sequence in a forward.
     pub rows: Vec<usize>,
+    /// Which of the rows run through the head.
+    pub head: HeadRows,
     /// Positions cached before the rows.
     pub context: usize,
     /// Forwards of each number of rows.
     pub repeats: usize,
 }
 
-/// The time of a forward of some rows, all of which run through the head.
+/// Which rows of a measured forward run through the head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HeadRows {
+    /// All, as when a draft is verified.
+    All,
+    /// The last, as when a prompt is read.
+    Last,
+}
+
+/// The time of a forward of some rows.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ForwardTime {
     /// Rows of the forward.
@@ -74,7 +85,11 @@ pub fn forward_times(
     let mut times = vec![Vec::with_capacity(ask.repeats); ask.rows.len()];
     for _ in 0..=ask.repeats {
         for (times, &rows) in times.iter_mut().zip(&ask.rows) {
-            let batch = segment(ask.context, rows, Want::Picks(rows as u32));
+            let wanted = match ask.head {
+                HeadRows::All => rows,
+                HeadRows::Last => 1,
+            };
+            let batch = segment(ask.context, rows, Want::Picks(wanted as u32));
             let start = Instant::now();
             executable.run(&batch, None)?;
             times.push(start.elapsed());

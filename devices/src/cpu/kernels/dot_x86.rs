@@ -5,7 +5,7 @@
 //! [`checked`] asserts: a tile holds `blocks` blocks, a row of the operand `32 * blocks` bytes and `blocks` scales.
 
 use std::arch::x86_64::{
-    __m256, __m256i, __m512, _MM_HINT_T0, _mm_loadl_epi64, _mm_loadu_si128, _mm_prefetch,
+    __m256, __m256i, __m512, _MM_HINT_T1, _mm_loadl_epi64, _mm_loadu_si128, _mm_prefetch,
     _mm256_abs_epi8, _mm256_and_si256, _mm256_cvtepi32_ps, _mm256_cvtepu8_epi32, _mm256_cvtph_ps,
     _mm256_dpbusd_avx_epi32, _mm256_fmadd_ps, _mm256_fnmadd_ps, _mm256_loadu_si256,
     _mm256_madd_epi16, _mm256_mul_ps, _mm256_set1_epi8, _mm256_set1_epi16, _mm256_set1_epi32,
@@ -66,7 +66,7 @@ fn fetch_ahead<const LINES: usize>(weights: *const u8) {
     for line in 0..LINES {
         let place = weights.wrapping_add(AHEAD + line * 64);
         // SAFETY: a hint, which reads nothing and is ignored where nothing is mapped.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(place.cast()) };
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(place.cast()) };
     }
 }
 
@@ -174,10 +174,10 @@ unsafe fn q8_avx2<const R: usize>(tile: &[u8], x: &Operand<'_>, first: usize, ou
         let mut sums: [Pair; R] = [[_mm256_setzero_ps(); 2]; R];
         for block in 0..at.blocks {
             let weights = at.weights.add(block * BLOCK * TILE);
-            fetch_ahead::<8>(weights);
             let mut dots = [[_mm256_setzero_si256(); 2]; R];
             for group in 0..BLOCK / 4 {
                 let weights = weights.add(group * 4 * TILE);
+                fetch_ahead::<1>(weights);
                 let magnitudes = [
                     _mm256_abs_epi8(_mm256_loadu_si256(weights.cast())),
                     _mm256_abs_epi8(_mm256_loadu_si256(weights.add(32).cast())),
@@ -217,29 +217,27 @@ unsafe fn q8_avx_vnni<const R: usize>(
             let weights = at.weights.add(block * BLOCK * TILE);
             fetch_ahead::<8>(weights);
             let scales = halves(at.head.add(block * TILE * 2));
-            {
-                let mut dots = [[_mm256_setzero_si256(); 2]; R];
-                for r in 0..R {
-                    dots[r] = [_mm256_set1_epi32(-128 * *at.sums[r].add(block)); 2];
-                }
-                for group in 0..BLOCK / 4 {
-                    for v in 0..2 {
-                        let w: __m256i =
-                            _mm256_loadu_si256(weights.add(group * 4 * TILE + v * 32).cast());
-                        let w = _mm256_xor_si256(w, offset);
-                        for r in 0..R {
-                            let xs = _mm256_set1_epi32(four(at.q[r], block, group));
-                            dots[r][v] = _mm256_dpbusd_avx_epi32(dots[r][v], w, xs);
-                        }
+            let mut dots = [[_mm256_setzero_si256(); 2]; R];
+            for r in 0..R {
+                dots[r] = [_mm256_set1_epi32(-128 * *at.sums[r].add(block)); 2];
+            }
+            for group in 0..BLOCK / 4 {
+                for v in 0..2 {
+                    let w: __m256i =
+                        _mm256_loadu_si256(weights.add(group * 4 * TILE + v * 32).cast());
+                    let w = _mm256_xor_si256(w, offset);
+                    for r in 0..R {
+                        let xs = _mm256_set1_epi32(four(at.q[r], block, group));
+                        dots[r][v] = _mm256_dpbusd_avx_epi32(dots[r][v], w, xs);
                     }
                 }
-                for r in 0..R {
-                    let xs = _mm256_set1_ps(*at.scales[r].add(block));
-                    for v in 0..2 {
-                        let scale = _mm256_mul_ps(scales[v], xs);
-                        let dot = _mm256_cvtepi32_ps(dots[r][v]);
-                        sums[r][v] = _mm256_fmadd_ps(dot, scale, sums[r][v]);
-                    }
+            }
+            for r in 0..R {
+                let xs = _mm256_set1_ps(*at.scales[r].add(block));
+                for v in 0..2 {
+                    let scale = _mm256_mul_ps(scales[v], xs);
+                    let dot = _mm256_cvtepi32_ps(dots[r][v]);
+                    sums[r][v] = _mm256_fmadd_ps(dot, scale, sums[r][v]);
                 }
             }
         }

@@ -10,6 +10,7 @@ pub(crate) const LANES: usize = 16;
 
 /// How many bytes ahead of the weights in use their stream is fetched: the processor's own prefetchers stop at page
 /// ends, and lag behind where a block takes little arithmetic.
+#[cfg(target_arch = "x86_64")]
 pub(crate) const AHEAD: usize = 4096;
 
 /// One memory image of a vector.
@@ -32,7 +33,7 @@ pub(crate) trait Lanes: Copy {
     fn store_f16(self, v: Self::F, out: &mut [u16; LANES]);
     /// From bfloat16; exact.
     fn load_bf16(self, x: &[u16; LANES]) -> Self::F;
-    /// Asks for the cache line [`AHEAD`] of `place`; a hint.
+    /// Asks for the weights some way ahead of `place`; a hint.
     fn fetch_ahead<T>(self, _place: &T) {}
     /// To bytes, rounding to nearest even; lanes must lie in -127..=127.
     fn store_i8(self, v: Self::F, out: &mut [i8; LANES]);

@@ -55,7 +55,7 @@ fn narrow(floats: float32x4_t) -> uint16x4_t {
 
 /// Applies an expression to each of the four registers.
 macro_rules! four {
-    (|$($name:ident: $value:expr),+| $body:expr) => {{
+    (|$($name:ident: $value:ident),+| $body:expr) => {{
         let apply = |i: usize| {
             $(let $name = $value[i];)+
             // SAFETY: see the file's invariant.

@@ -5,7 +5,7 @@
 //! or written.
 
 use std::arch::x86_64::{
-    __m128i, __m256, __m256i, __m512, _MM_HINT_T0, _mm_cvtss_f32, _mm_loadu_si128, _mm_max_ps,
+    __m128i, __m256, __m256i, __m512, _MM_HINT_T1, _mm_cvtss_f32, _mm_loadu_si128, _mm_max_ps,
     _mm_max_ss, _mm_movehdup_ps, _mm_movehl_ps, _mm_packs_epi16, _mm_prefetch, _mm_storeu_si128,
     _mm256_add_epi32, _mm256_add_ps, _mm256_and_ps, _mm256_castps_si256, _mm256_castps256_ps128,
     _mm256_castsi256_ps, _mm256_castsi256_si128, _mm256_cvtepu16_epi32, _mm256_cvtph_ps,
@@ -28,7 +28,7 @@ const NEAREST: i32 = 0;
 fn fetch<T>(place: &T) {
     let place = std::ptr::from_ref(place).wrapping_byte_add(AHEAD);
     // SAFETY: a hint, which reads nothing and is ignored where nothing is mapped.
-    unsafe { _mm_prefetch::<_MM_HINT_T0>(place.cast()) };
+    unsafe { _mm_prefetch::<_MM_HINT_T1>(place.cast()) };
 }
 
 /// Two 256-bit registers.

@@ -3,10 +3,13 @@
 //! *Invariant:* a [`Kernels`] table exists only for an instruction set that the machine has, and all tables compute the
 //! same bits.
 
+#[expect(clippy::needless_range_loop, reason = "rows and registers go by number")]
 mod attention;
 #[cfg(target_arch = "aarch64")]
+#[expect(clippy::needless_range_loop, reason = "rows and registers go by number")]
 mod dot_neon;
 #[cfg(target_arch = "x86_64")]
+#[expect(clippy::needless_range_loop, reason = "rows and registers go by number")]
 mod dot_x86;
 mod float;
 mod float_dot;

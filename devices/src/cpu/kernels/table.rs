@@ -10,6 +10,8 @@ use super::{Operand, ROWS, portable};
 use crate::cpu::Isa;
 
 type Dot = unsafe fn(&[u8], &Operand<'_>, (usize, usize), &mut [Line; ROWS]);
+type Norm = unsafe fn(&[f32], (&[f32], f32), usize, &mut [f32]);
+type Quantise = unsafe fn(&[f32], &mut [i8], &mut [f32], &mut [i32]);
 
 /// The kernels of one instruction set.
 pub(crate) struct Kernels {
@@ -20,8 +22,8 @@ pub(crate) struct Kernels {
     dot_f16: Dot,
     dot_bf16: Dot,
     dot_f32: Dot,
-    norm: unsafe fn(&[f32], (&[f32], f32), usize, &mut [f32]),
-    quantise: unsafe fn(&[f32], &mut [i8], &mut [f32], &mut [i32]),
+    norm: Norm,
+    quantise: Quantise,
     swiglu: unsafe fn(&[Line], &mut [Line]),
     narrow: unsafe fn(&Line, &mut [u16; 16]),
     attend: unsafe fn(&CachedHead<'_>, &Queries<'_>, &mut [f32], &mut [f32]),
