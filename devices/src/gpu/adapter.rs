@@ -1,13 +1,16 @@
 //! Finds the GPUs of this machine and says of each whether it can be used, and if not, why.
 //!
-//! *Invariant:* discovery never fails. A machine without a GPU or a driver has no adapters and a reason.
+//! *Invariant:* discovery never fails. A machine without a GPU or a driver has no adapters and a reason. The order is
+//! the same on every call: usable ones first, a card before an integrated GPU before a software rasteriser, then as the
+//! drivers list them.
 
 use std::fmt;
 
 use crate::DeviceError;
 
 /// What kind of hardware an adapter is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum AdapterKind {
     /// A card with memory of its own.
     Discrete,
@@ -22,7 +25,7 @@ pub enum AdapterKind {
 }
 
 /// The limits that decide what fits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct AdapterLimits {
     /// Most bytes of one storage binding.
     pub binding_bytes_max: u64,
@@ -35,7 +38,7 @@ pub struct AdapterLimits {
 }
 
 /// One adapter as the driver reports it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, serde::Serialize)]
 pub struct GpuAdapter {
     /// Position in the list, for [`GpuSelector::Index`].
     pub index: usize,
@@ -73,12 +76,28 @@ impl fmt::Display for GpuAdapter {
 }
 
 /// What discovery found.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, serde::Serialize)]
 pub struct Discovery {
-    /// The adapters in the driver's order.
+    /// The adapters: usable ones first, the best kind first.
     pub adapters: Vec<GpuAdapter>,
     /// Why there are none; `None` if there is at least one.
     pub reason: Option<String>,
+}
+
+impl Discovery {
+    /// The adapters that a unit can be opened on: the first of the list, so that their indices are `0..`.
+    pub fn usable(&self) -> impl Iterator<Item = &GpuAdapter> {
+        self.adapters.iter().filter(|adapter| adapter.usable.is_ok())
+    }
+}
+
+impl fmt::Display for Discovery {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(reason) = &self.reason {
+            return writeln!(f, "no GPU: {reason}");
+        }
+        self.adapters.iter().try_for_each(|adapter| writeln!(f, "gpu {adapter}"))
+    }
 }
 
 /// Which adapter to open.
@@ -122,9 +141,7 @@ pub(super) fn select(selector: &GpuSelector) -> Result<(GpuAdapter, wgpu::Adapte
         GpuSelector::NameContains(part) => a.name.to_lowercase().contains(&part.to_lowercase()),
         GpuSelector::Best => true,
     };
-    let mut wanted: Vec<_> = adapters.into_iter().filter(|(a, _)| wanted(a)).collect();
-    wanted.sort_by_key(|(a, _)| (a.usable.is_err(), a.kind, a.index));
-    match wanted.into_iter().next() {
+    match adapters.into_iter().find(|(a, _)| wanted(a)) {
         None => Err(unsupported(format!("no such adapter; there are: {names}"))),
         Some((GpuAdapter { name, usable: Err(reason), .. }, _)) => {
             Err(unsupported(format!("{name} is unusable: {reason}")))
@@ -139,11 +156,12 @@ fn enumerate() -> (Vec<(GpuAdapter, wgpu::Adapter)>, Option<String>) {
     instance.flags = wgpu::InstanceFlags::empty();
     let instance = wgpu::Instance::new(instance);
     let found = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::PRIMARY));
-    let adapters: Vec<_> = found
-        .into_iter()
-        .enumerate()
-        .map(|(index, adapter)| (describe(index, &adapter), adapter))
-        .collect();
+    let mut adapters: Vec<_> =
+        found.into_iter().map(|adapter| (describe(&adapter), adapter)).collect();
+    adapters.sort_by_key(|(described, _)| (described.usable.is_err(), described.kind));
+    for (index, (described, _)) in adapters.iter_mut().enumerate() {
+        described.index = index;
+    }
     let reason = adapters.is_empty().then(why_none);
     (adapters, reason)
 }
@@ -172,7 +190,7 @@ fn vulkan_loader_present() -> bool {
     true
 }
 
-fn describe(index: usize, adapter: &wgpu::Adapter) -> GpuAdapter {
+fn describe(adapter: &wgpu::Adapter) -> GpuAdapter {
     let info = adapter.get_info();
     let limits = adapter.limits();
     let kind = match info.device_type {
@@ -183,7 +201,7 @@ fn describe(index: usize, adapter: &wgpu::Adapter) -> GpuAdapter {
         wgpu::DeviceType::Cpu => AdapterKind::Software,
     };
     GpuAdapter {
-        index,
+        index: 0,
         name: info.name.clone(),
         driver: format!("{} {}", info.driver, info.driver_info).trim().to_owned(),
         backend: format!("{:?}", info.backend).to_lowercase(),
