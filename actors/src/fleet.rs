@@ -7,12 +7,13 @@ use std::sync::Arc;
 
 use outrider_devices::cpu::{CpuDevice, CpuOptions};
 use outrider_devices::discovery;
-use outrider_devices::gpu::{self, GpuAdapter, GpuDevice, GpuOptions, GpuSelector};
+use outrider_devices::gpu::{self, GpuAdapter, GpuSelector};
 use outrider_devices::reference::ReferenceDevice;
 use outrider_devices::sim::{RealDelay, SimDevice, SimOptions};
 use outrider_devices::{Device, DeviceError};
 use outrider_plans::{Adapter, AdapterKind, Core, Machine, PartitionPlan, UnitId, UnitSpec};
 
+use crate::gpu_tuning;
 use crate::unit::DeviceFactory;
 
 /// Memory that is assumed where the machine does not say: plans are then checked against what any board has.
@@ -66,7 +67,7 @@ fn factory(spec: &UnitSpec) -> DeviceFactory {
         }),
         UnitSpec::Reference => Arc::new(|| Ok(Box::new(ReferenceDevice) as Box<dyn Device>)),
         UnitSpec::Gpu { adapter, name } => Arc::new(move || {
-            let device = GpuDevice::open(&GpuSelector::Index(adapter), GpuOptions::default())?;
+            let device = gpu_tuning::open(&GpuSelector::Index(adapter))?;
             let found = &device.adapter().name;
             if *found == name {
                 return Ok(Box::new(device) as Box<dyn Device>);

@@ -7,6 +7,7 @@ mod command_line;
 mod conformance;
 mod equivalence;
 mod gpu;
+mod gpu_faults;
 mod peers;
 mod process;
 mod service;

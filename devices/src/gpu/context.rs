@@ -6,7 +6,7 @@
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::tuning::Tuning;
 use crate::DeviceError;
@@ -213,6 +213,14 @@ impl Context {
         timeout: Duration,
         submission: wgpu::SubmissionIndex,
     ) -> Result<(), DeviceError> {
+        let spun = Instant::now();
+        while spun.elapsed() < self.tuning.spin {
+            match self.device.poll(wgpu::PollType::Poll) {
+                Ok(wgpu::PollStatus::QueueEmpty) => return self.check(),
+                Ok(_) => std::hint::spin_loop(),
+                Err(error) => return Err(self.mark_lost(&error.to_string())),
+            }
+        }
         let wait =
             wgpu::PollType::Wait { submission_index: Some(submission), timeout: Some(timeout) };
         match self.device.poll(wait) {

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use super::context::{Context, Doing};
-use super::record::Pass;
+use super::record::{Pass, Recorder};
 use super::stage::{DRAFT_STEPS_MAX, Stage};
 use super::state::{HeadRow, Row, State};
 use crate::batch::{
@@ -70,17 +70,13 @@ impl GpuExecutable {
         while rows <= rows_max {
             let wanted = if head { rows } else { 0 };
             let context = &self.stage.context;
-            let mut encoder = context.device.create_command_encoder(&Default::default());
-            {
-                let mut pass = encoder.begin_compute_pass(&Default::default());
-                self.stage.record(&mut pass, Pass::Whole, (rows, wanted));
-                if self.stage.is_whole_model() {
-                    self.stage.record(&mut pass, Pass::DraftFirst, (rows, wanted));
-                    self.stage.record(&mut pass, Pass::DraftNext, (rows, wanted));
-                }
+            let mut recorder = Recorder::new(context);
+            recorder.record(&self.stage, Pass::Whole, (rows, wanted))?;
+            if self.stage.is_whole_model() {
+                recorder.record(&self.stage, Pass::DraftFirst, (rows, wanted))?;
+                recorder.record(&self.stage, Pass::DraftNext, (rows, wanted))?;
             }
-            let submission = context.submit(encoder)?;
-            context.wait_for_compiler(submission)?;
+            context.wait_for_compiler(recorder.submit(|_| {})?)?;
             rows *= 2;
         }
         Ok(())
@@ -128,27 +124,25 @@ impl GpuExecutable {
         if let Some(input) = input {
             self.write_stream(input);
         }
-        let mut encoder = context.device.create_command_encoder(&Default::default());
-        {
-            let mut pass = encoder.begin_compute_pass(&Default::default());
-            self.stage.record(&mut pass, Pass::Whole, (rows.len(), wanted.len()));
-        }
+        let mut recorder = Recorder::new(context);
+        recorder.record(&self.stage, Pass::Whole, (rows.len(), wanted.len()))?;
         let to = &self.readback.buffer;
-        if let (Some(picks), Some(logits)) = (&buffers.picks, &buffers.logits) {
-            let bytes = wanted.len() as u64 * 8;
-            encoder.copy_buffer_to_buffer(picks, 0, to, answer.picks, bytes);
-            let row_bytes = self.vocabulary() as u64 * 4;
-            let mut at = answer.rows;
-            for (index, _) in wanted.iter().enumerate().filter(|(_, w)| w.logits) {
-                let from = (index * self.stage.logits_stride * 4) as u64;
-                encoder.copy_buffer_to_buffer(logits, from, to, at, row_bytes);
-                at += row_bytes;
+        recorder.submit(|encoder| {
+            if let (Some(picks), Some(logits)) = (&buffers.picks, &buffers.logits) {
+                let bytes = wanted.len() as u64 * 8;
+                encoder.copy_buffer_to_buffer(picks, 0, to, answer.picks, bytes);
+                let row_bytes = self.vocabulary() as u64 * 4;
+                let mut at = answer.rows;
+                for (index, _) in wanted.iter().enumerate().filter(|(_, w)| w.logits) {
+                    let from = (index * self.stage.logits_stride * 4) as u64;
+                    encoder.copy_buffer_to_buffer(logits, from, to, at, row_bytes);
+                    at += row_bytes;
+                }
+            } else {
+                let bytes = (rows.len() * self.stage.stream_stride * 4) as u64;
+                encoder.copy_buffer_to_buffer(&buffers.stream, 0, to, answer.rows, bytes);
             }
-        } else {
-            let bytes = (rows.len() * self.stage.stream_stride * 4) as u64;
-            encoder.copy_buffer_to_buffer(&buffers.stream, 0, to, answer.rows, bytes);
-        }
-        context.submit(encoder)
+        })
     }
 
     fn write_stream(&self, input: &[f32]) {
@@ -360,18 +354,16 @@ impl GpuExecutable {
         let bytes = (steps * count * 8) as u64;
         let context = Arc::clone(&self.stage.context);
         self.readback.reserve(&context, bytes)?;
-        let mut encoder = context.device.create_command_encoder(&Default::default());
-        {
-            let mut pass = encoder.begin_compute_pass(&Default::default());
-            self.stage.record(&mut pass, Pass::DraftFirst, (rows, count));
-            for step in 1..steps {
-                let live = order.iter().filter(|&&i| steps_of(i) > step).count();
-                self.stage.record(&mut pass, Pass::DraftNext, (live, live));
-            }
+        let mut recorder = Recorder::new(&context);
+        recorder.record(&self.stage, Pass::DraftFirst, (rows, count))?;
+        for step in 1..steps {
+            let live = order.iter().filter(|&&i| steps_of(i) > step).count();
+            recorder.record(&self.stage, Pass::DraftNext, (live, live))?;
         }
         let picks = self.stage.buffers.picks.as_ref().expect("a whole model has picks");
-        encoder.copy_buffer_to_buffer(picks, 0, &self.readback.buffer, 0, bytes);
-        let submission = context.submit(encoder)?;
+        let to = &self.readback.buffer;
+        let submission =
+            recorder.submit(|encoder| encoder.copy_buffer_to_buffer(picks, 0, to, 0, bytes))?;
         let words = self.readback.read(&context, vec![submission], bytes)?;
         let picks: &[[u32; 2]] = bytemuck::cast_slice(&words);
         let mut drafted = vec![Vec::new(); count];

@@ -11,7 +11,7 @@ use super::GpuDevice;
 use super::context::{Context, Doing};
 use super::kernels::{Bind, Shader, Writer};
 use super::pipelines::Pipelines;
-use super::record::dispatch;
+use super::record::Recorder;
 use super::stage::{Stage, Step};
 use crate::DeviceError;
 use crate::batch::{Batch, DraftBatch, DraftSegment, Segment, SequenceId, Want};
@@ -257,15 +257,10 @@ pub fn kernels(
     let stage = Stage::build(context, subgraph, limits)?;
     let time = |step: &Step, state: &wgpu::BindGroup| {
         let run = |count: u32| {
-            let mut encoder = context.device.create_command_encoder(&Default::default());
-            {
-                let mut pass = encoder.begin_compute_pass(&Default::default());
-                pass.set_bind_group(1, state, &[]);
-                for _ in 0..count {
-                    dispatch(&mut pass, step, rows);
-                }
-            }
-            context.wait_for_compiler(context.submit(encoder)?)
+            let mut recorder = Recorder::new(context);
+            recorder.bind_state(state);
+            (0..count).try_for_each(|_| recorder.dispatch(step, rows))?;
+            context.wait_for_compiler(recorder.submit(|_| {})?)
         };
         let (one, many) = (timer.least(|| run(1))?, timer.least(|| run(1 + RUNS))?);
         Ok(KernelTime { label: step.label, time: many.saturating_sub(one) / RUNS })

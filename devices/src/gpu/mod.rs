@@ -7,6 +7,7 @@
 //! number of rows, and every multiply-add is an explicit `fma`, so that no compiler chooses between two roundings.
 
 mod adapter;
+mod autotune;
 mod context;
 mod device;
 mod executable;
@@ -25,7 +26,8 @@ mod tuning;
 mod weights;
 
 pub use adapter::{AdapterKind, AdapterLimits, Discovery, GpuAdapter, GpuSelector, discover};
+pub use autotune::autotune;
 pub use context::GpuFault;
 pub use device::{GpuDevice, GpuOptions};
 pub use format::StoredFormat;
-pub use tuning::{Backing, Tuning};
+pub use tuning::{Backing, Sums, Tuning};

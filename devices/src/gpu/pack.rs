@@ -70,7 +70,7 @@ impl<'a> Matrix<'a> {
         Ok(Self { layout, readers: readers?, rows, zeros: StoredRow::zeros(format, cols) })
     }
 
-    /// Writes the words and the scales of `tile`.
+    /// Appends the words and the scales of `tile`.
     pub(super) fn pack_tile(&self, tile: usize, words: &mut Vec<[u32; 4]>, scales: &mut Vec<u32>) {
         let rows: [StoredRow; TILE] = std::array::from_fn(|i| match self.rows[tile * TILE + i] {
             Some((weight, row)) => self.readers[weight].row(row),
@@ -79,7 +79,6 @@ impl<'a> Matrix<'a> {
         let Layout { format, chunk, .. } = self.layout;
         let per_word = format.word_columns();
         let bits = 32 / per_word;
-        words.clear();
         for plane in 0..chunk / per_word {
             for part in 0..self.layout.chunks() {
                 let first = part * chunk + plane * per_word;
@@ -89,7 +88,6 @@ impl<'a> Matrix<'a> {
                 }));
             }
         }
-        scales.clear();
         let pair = |a: u16, b: u16| u32::from(a) | u32::from(b) << 16;
         for block in 0..self.layout.blocks() {
             let mut push = |[a, b, c, d]: [u16; TILE]| scales.extend([pair(a, b), pair(c, d)]);

@@ -270,7 +270,7 @@ fn weight_bytes(context: &Context, stack: &Stack) -> u64 {
             format: super::StoredFormat::of(weight.format),
             tiles: weight.rows.div_ceil(4),
             columns: weight.cols.next_multiple_of(32),
-            chunk: context.tuning.chunk as usize,
+            chunk: context.tuning.chunk_of(weight.cols.next_multiple_of(32)),
         };
         total += weights::bytes(&layout, context.tuning.backing);
     }
@@ -402,7 +402,7 @@ impl Builder<'_> {
     ) -> Result<Vec<Part>, DeviceError> {
         let weights: Vec<&Weight> = weights.iter().map(|w| self.stack.weight(*w)).collect();
         let unreadable = |e: WeightError| self.context.unsupported(e.to_string());
-        let chunk = self.context.tuning.chunk as usize;
+        let chunk = self.context.tuning.chunk_of(weights[0].cols.next_multiple_of(32));
         let matrix = Matrix::new(&weights, rows, chunk).map_err(unreadable)?;
         weights::upload(self.context, &weights[0].name, &matrix)
     }
@@ -428,6 +428,7 @@ impl Builder<'_> {
             stride: self.sizes.stream,
             square_stride: self.sizes.squares * 4,
             lanes,
+            chunk: self.chunk_of(self.sizes.stream),
         };
         let sources: Vec<_> = match table {
             None => vec![(kernel(EmbedSource::Stream), None)],
@@ -491,6 +492,7 @@ impl Builder<'_> {
             backing: tuning.backing,
             lanes: Lanes::narrow(tuning),
             subgroups: tuning.attention_subgroups,
+            chunk: self.chunk_of(self.sizes.attended),
         };
         let shader = kernel.shader();
         let mut resources =
@@ -622,6 +624,11 @@ impl Builder<'_> {
         Ok(steps)
     }
 
+    /// Columns of a chunk of a matrix whose input has `vectors` 4-vectors in a row.
+    fn chunk_of(&self, vectors: u32) -> usize {
+        self.context.tuning.chunk_of(vectors as usize * 4)
+    }
+
     /// The kernel for 2 to the `power` rows.
     fn kernel(&self, projection: &Projection, part: &Part, power: usize) -> MatMul {
         let Projection { input_stride, gather, norm, ref epilogue } = *projection;
@@ -630,7 +637,7 @@ impl Builder<'_> {
             layout: part.layout,
             first_tile: part.first_tile as u32,
             backing: tuning.backing,
-            lanes: Lanes::of(tuning),
+            lanes: tuning.lanes_of(part.layout.columns),
             rows: 1 << power,
             tiles: tuning.tiles[power],
             unroll: tuning.unroll[power],
@@ -638,6 +645,11 @@ impl Builder<'_> {
             gather,
             norm: norm.map(|norm| self.parts_of(norm)),
             epilogue: epilogue.clone(),
+            next_chunk: match *epilogue {
+                Epilogue::Residual { .. } => self.chunk_of(self.sizes.stream),
+                Epilogue::GateUp { stride } => self.chunk_of(stride),
+                Epilogue::Qkv { .. } | Epilogue::Logits { .. } => 4,
+            },
         };
         let least = if kernel.is_paired() { 2 } else { 1 };
         MatMul { tiles: kernel.tiles.max(least), ..kernel }

@@ -2,8 +2,11 @@
 //! `OUTRIDER_REQUIRE_GPU=1` says that there must be one.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use super::{Backing, GpuDevice, GpuFault, GpuOptions, GpuSelector, Tuning, discover, measure};
+use super::{
+    Backing, GpuDevice, GpuFault, GpuOptions, GpuSelector, Sums, Tuning, discover, measure,
+};
 use crate::batch::{
     Activations, Batch, DraftBatch, DraftSegment, Output, Pick, Picked, Segment, SequenceId, Want,
 };
@@ -98,8 +101,25 @@ fn every_tuning_agrees_with_the_reference() {
     let tunings = [
         Tuning { backing: Backing::Buffer, ..base.clone() },
         Tuning { backing: Backing::Texture, ..base.clone() },
-        Tuning { subgroup: None, lanes: 16, attention_subgroups: 1, ..base.clone() },
-        Tuning { lanes: size * 4, tiles: [1; 4], attention_subgroups: 2, ..base.clone() },
+        Tuning {
+            subgroup: None,
+            lanes: 16,
+            lanes_max: 16,
+            attention_subgroups: 1,
+            sums: Sums::Whole,
+            ..base.clone()
+        },
+        Tuning { lanes_max: size * 4, tiles: [1; 4], attention_subgroups: 2, ..base.clone() },
+        Tuning { sums: Sums::Halves, tiles: [4, 2, 2, 1], submit_dispatches: 2, ..base.clone() },
+        Tuning {
+            sums: Sums::Halves,
+            backing: Backing::Buffer,
+            lanes: size * 2,
+            lanes_max: size * 4,
+            tiles: [1; 4],
+            spin: Duration::from_millis(1),
+            ..base.clone()
+        },
         Tuning { chunk: 8, pick_span: 32, ..base.clone() },
         Tuning { chunk: 16, part_tiles: 6, pass_rows: 16, ..base.clone() },
     ];

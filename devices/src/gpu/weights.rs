@@ -1,5 +1,7 @@
 //! Uploads packed matrices: each in as few parts as the adapter's limits allow, repacked straight into mapped memory.
 
+use std::ops::Range;
+
 use super::context::{Context, Doing};
 use super::kernels::TEXTURE_SIDE;
 use super::pack::{Layout, Matrix};
@@ -115,15 +117,17 @@ fn upload_part(
         let mut word_view = words.get_mapped_range_mut(..).map_err(gone)?;
         let mut scale_view =
             scales.as_ref().map(|s| s.get_mapped_range_mut(..)).transpose().map_err(gone)?;
-        let (mut packed, mut packed_scales) = (Vec::new(), Vec::new());
-        for tile in 0..layout.tiles {
-            matrix.pack_tile(first_tile + tile, &mut packed, &mut packed_scales);
-            let at = tile * tile_bytes;
-            word_view.slice(at..at + tile_bytes).copy_from_slice(bytemuck::cast_slice(&packed));
-            if let Some(view) = &mut scale_view {
-                let at = tile * scale_bytes;
-                view.slice(at..at + scale_bytes)
-                    .copy_from_slice(bytemuck::cast_slice(&packed_scales));
+        let (mut word_at, mut scale_at) = (0, 0);
+        for tiles in batches(layout.tiles, tile_bytes) {
+            for (packed, packed_scales) in pack(matrix, first_tile, tiles) {
+                let bytes: &[u8] = bytemuck::cast_slice(&packed);
+                word_view.slice(word_at..word_at + bytes.len()).copy_from_slice(bytes);
+                word_at += bytes.len();
+                if let Some(view) = &mut scale_view {
+                    let bytes: &[u8] = bytemuck::cast_slice(&packed_scales);
+                    view.slice(scale_at..scale_at + bytes.len()).copy_from_slice(bytes);
+                    scale_at += bytes.len();
+                }
             }
         }
     }
@@ -136,6 +140,43 @@ fn upload_part(
         Backing::Texture => Words::Texture(texture(context, name, &words)?),
     };
     Ok(Part { layout, first_tile, words, scales })
+}
+
+/// Ranges of tiles that are packed before they are copied: few bytes, so that loading a model needs little more memory
+/// than the model.
+fn batches(tiles: usize, tile_bytes: usize) -> impl Iterator<Item = Range<usize>> {
+    const BYTES: usize = 16 << 20;
+    let step = (BYTES / tile_bytes).max(1);
+    (0..tiles).step_by(step).map(move |first| first..tiles.min(first + step))
+}
+
+/// Words and scales of a range of tiles, in order, packed on every core that there is.
+fn pack(
+    matrix: &Matrix<'_>,
+    first_tile: usize,
+    tiles: Range<usize>,
+) -> Vec<(Vec<[u32; 4]>, Vec<u32>)> {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let share = tiles.len().div_ceil(threads).max(1);
+    let pack_range = |range: Range<usize>| {
+        let (mut words, mut scales) = (Vec::new(), Vec::new());
+        for tile in range {
+            matrix.pack_tile(first_tile + tile, &mut words, &mut scales);
+        }
+        (words, scales)
+    };
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = tiles
+            .clone()
+            .step_by(share)
+            .map(|first| first..tiles.end.min(first + share))
+            .map(|range| scope.spawn(move || pack_range(range)))
+            .collect();
+        let joined = |worker: std::thread::ScopedJoinHandle<'_, _>| {
+            worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        };
+        workers.into_iter().map(joined).collect()
+    })
 }
 
 fn mapped(

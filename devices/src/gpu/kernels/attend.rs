@@ -19,6 +19,8 @@ pub(in crate::gpu) struct Attend {
     pub(in crate::gpu) lanes: Lanes,
     /// Subgroups of a workgroup; 1 without subgroup operations.
     pub(in crate::gpu) subgroups: u32,
+    /// Columns of a chunk of the matrix that reads the output.
+    pub(in crate::gpu) chunk: usize,
 }
 
 /// The logarithm's base change: softmax through powers of two.
@@ -33,7 +35,7 @@ impl Attend {
         w.read("queries", "vec4<f32>");
         w.read("keys", "vec4<u32>");
         w.read("values", word_type(share));
-        w.rows_out("attended", Rows::vectors(self.backing, self.stride));
+        w.rows_out("attended", Rows::vectors(self.backing, self.stride, self.chunk));
         let half = self.cache.half_slot_words();
         let (lane, turn) = if self.subgroups > 1 { ("sub_lane", "sub_id") } else { ("lane", "0u") };
         w.line("let at = state[group.y];");

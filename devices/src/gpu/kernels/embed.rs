@@ -28,6 +28,8 @@ pub(in crate::gpu) struct Embed {
     /// Parts of the sum of squares in a row.
     pub(in crate::gpu) square_stride: u32,
     pub(in crate::gpu) lanes: u32,
+    /// Columns of a chunk of the matrices that read the rows.
+    pub(in crate::gpu) chunk: usize,
 }
 
 impl Embed {
@@ -48,7 +50,7 @@ impl Embed {
         }
         w.write("stream", "vec4<f32>");
         w.read("gains", "vec4<f32>");
-        w.rows_out("scaled", Rows::vectors(self.backing, self.stride));
+        w.rows_out("scaled", Rows::vectors(self.backing, self.stride, self.chunk));
         w.rows_out("squares", Rows::squares(self.backing, self.square_stride));
         w.declare(DOT4);
         w.line(format!("let unit = group.x * {}u + lane;", self.lanes));

@@ -4,7 +4,7 @@
 //! A workgroup computes some tiles of 4 output rows; its lanes share the columns, chunk by chunk, and join at the end.
 //! *Invariant:* the operations on one batch row, and their order, depend neither on the number of rows nor of tiles.
 
-use super::{Bind, CacheShape, Join, Lanes, RowKind, Rows, Shader, Writer};
+use super::{Bind, CacheShape, Join, Lanes, RowKind, Rows, Shader, Writer, halves};
 use crate::gpu::format::StoredFormat;
 use crate::gpu::pack::Layout;
 use crate::gpu::tuning::Backing;
@@ -26,6 +26,13 @@ pub(in crate::gpu) struct Norm {
     /// Parts in a row, a multiple of 4.
     pub(in crate::gpu) stride: u32,
     pub(in crate::gpu) epsilon: f32,
+}
+
+impl Norm {
+    /// The factor of a row with this sum of squares.
+    fn inverse(self, square: &str) -> String {
+        format!("1.0 / sqrt({square} / {}.0 + {:e})", self.width, self.epsilon)
+    }
 }
 
 /// What becomes of the products.
@@ -60,6 +67,8 @@ pub(in crate::gpu) struct MatMul {
     pub(in crate::gpu) gather: Gather,
     pub(in crate::gpu) norm: Option<Norm>,
     pub(in crate::gpu) epilogue: Epilogue,
+    /// Columns of a chunk of the matrix that the epilogue's rows are the input of.
+    pub(in crate::gpu) next_chunk: usize,
 }
 
 impl MatMul {
@@ -80,15 +89,17 @@ impl MatMul {
         self.declare(&mut w);
         self.locate(&mut w);
         self.multiply(&mut w);
-        self.join(&mut w);
-        self.select_item(&mut w);
+        match self.lanes.halving() {
+            Some(size) => self.join_halves(&mut w, size),
+            None => self.join_whole(&mut w),
+        }
         self.finish_item(&mut w);
         w.line("}");
         w.finish(self.lanes.count)
     }
 
     fn declare(&self, w: &mut Writer) {
-        w.rows_in("input", Rows::vectors(self.backing, self.input_stride));
+        w.rows_in("input", Rows::vectors(self.backing, self.input_stride, self.layout.chunk));
         w.weights(self.backing);
         match self.layout.format.scale_words() {
             0 => {}
@@ -107,12 +118,12 @@ impl MatMul {
                 w.write("stream", "vec4<f32>");
                 if let Some(squares) = next_norm {
                     w.read("gains", "vec4<f32>");
-                    w.rows_out("scaled", Rows::vectors(self.backing, stride));
+                    w.rows_out("scaled", Rows::vectors(self.backing, stride, self.next_chunk));
                     w.rows_out("squares", Rows::squares(self.backing, squares));
                 }
             }
             Epilogue::GateUp { stride } => {
-                w.rows_out("hidden", Rows::vectors(self.backing, stride));
+                w.rows_out("hidden", Rows::vectors(self.backing, stride, self.next_chunk));
             }
             Epilogue::Logits { .. } => w.write("logits", "vec4<f32>"),
         }
@@ -149,7 +160,12 @@ impl MatMul {
         }
         let scaled = format != StoredFormat::F16;
         let offset = matches!(format, StoredFormat::Q4 | StoredFormat::Q4Offset);
-        w.line(format!("for (var c = lane; c < {chunks}u; c += {}u) {{", self.lanes.count));
+        let lanes = self.lanes.count;
+        if chunks <= lanes as usize {
+            w.line(format!("let c = lane;\nif (c < {chunks}u) {{"));
+        } else {
+            w.line(format!("for (var c = lane; c < {chunks}u; c += {lanes}u) {{"));
+        }
         if scaled {
             for (t, n) in self.each() {
                 w.line(format!("var sum_{t}_{n} = vec4<f32>(0.0);"));
@@ -179,11 +195,11 @@ impl MatMul {
 
     /// Adds the products of 4 columns, the k-th unit of an iteration, to the sums.
     fn multiply_unit(&self, w: &mut Writer, k: usize, offset: bool) {
-        let Layout { format, chunk, .. } = self.layout;
+        let Layout { format, .. } = self.layout;
         let (chunks, tile_words) = (self.layout.chunks(), self.layout.tile_words());
         let into = if format == StoredFormat::F16 { "acc" } else { "sum" };
         for n in 0..self.rows {
-            w.line(format!("let a_{n}_{k} = input_at(row_{n}, c * {}u + u + {k}u);", chunk / 4));
+            w.line(format!("let a_{n}_{k} = input_at(row_{n}, c, u + {k}u);"));
             if offset {
                 let a = format!("a_{n}_{k}");
                 w.line(format!("total_{n} += ({a}.x + {a}.y) + ({a}.z + {a}.w);"));
@@ -233,23 +249,29 @@ impl MatMul {
         }
     }
 
-    /// Joins the lanes; with a norm, `inverse_n` is the factor of row n.
-    fn join(&self, w: &mut Writer) {
+    /// Emits `part_n`, what this lane has of the sum of squares of row n.
+    fn add_squares(&self, w: &mut Writer, Norm { width, stride, .. }: Norm) {
+        let Rows { kind, stride, .. } = Rows::squares(self.backing, stride).squares_in();
+        let (count, sum) = match kind {
+            RowKind::Vectors => (stride, "(part.x + part.y) + (part.z + part.w)"),
+            RowKind::Numbers => (width / 4, "part"),
+        };
+        for n in 0..self.rows {
+            w.line(format!("var part_{n} = 0.0;"));
+        }
+        w.line(format!("for (var p = lane; p < {count}u; p += {}u) {{", self.lanes.count));
+        for n in 0..self.rows {
+            w.line(format!("{{ let part = parts_at(row_{n}, p, 0u); part_{n} += {sum}; }}"));
+        }
+        w.line("}");
+    }
+
+    /// Joins the lanes, value by value, and begins the loop over what a lane finishes: `tile`, its `place` in the matrix,
+    /// `row` of the pass, its value `v` and, for SwiGLU, `up`.
+    fn join_whole(&self, w: &mut Writer) {
         let mut names: Vec<_> = self.each().map(|(t, n)| format!("acc_{t}_{n}")).collect();
-        if let Some(Norm { width, stride, .. }) = self.norm {
-            let Rows { kind, stride, .. } = Rows::squares(self.backing, stride).squares_in();
-            let (count, sum) = match kind {
-                RowKind::Vectors => (stride, "(part.x + part.y) + (part.z + part.w)"),
-                RowKind::Numbers => (width / 4, "part"),
-            };
-            for n in 0..self.rows {
-                w.line(format!("var part_{n} = 0.0;"));
-            }
-            w.line(format!("for (var p = lane; p < {count}u; p += {}u) {{", self.lanes.count));
-            for n in 0..self.rows {
-                w.line(format!("{{ let part = parts_at(row_{n}, p); part_{n} += {sum}; }}"));
-            }
-            w.line("}");
+        if let Some(norm) = self.norm {
+            self.add_squares(w, norm);
             for (quad, rows) in (0..self.rows).collect::<Vec<_>>().chunks(4).enumerate() {
                 let part = |i: usize| match rows.get(i) {
                     Some(n) => format!("part_{n}"),
@@ -261,32 +283,21 @@ impl MatMul {
             }
         }
         self.lanes.reduce(w, Join::Add, "vec4<f32>", &names);
-        if let Some(Norm { width, epsilon, .. }) = self.norm {
+        if let Some(norm) = self.norm {
             for n in 0..self.rows {
                 let part = ["x", "y", "z", "w"][n as usize % 4];
-                w.line(format!(
-                    "let inverse_{n} = 1.0 / sqrt(square_{}.{part} / {width}.0 + {epsilon:e});",
-                    n / 4
-                ));
+                let square = format!("square_{}.{part}", n / 4);
+                w.line(format!("let inverse_{n} = {};", norm.inverse(&square)));
             }
         }
-    }
-
-    /// Gives each lane a (tile, row) to finish, or several by turns: `tile`, its `place` in the matrix, `row` of the pass,
-    /// its value `v` and, for SwiGLU, `up`.
-    fn select_item(&self, w: &mut Writer) {
-        let step = if self.is_paired() { 2 } else { 1 };
-        let (items, lanes) = (self.tiles / step * self.rows, self.lanes.count);
+        let (items, lanes) = (self.items(), self.lanes.count);
         w.line(format!("for (var item = lane; item < {items}u; item += {lanes}u) {{"));
-        w.line(format!("let n = item % {}u;", self.rows));
-        w.line(format!("let tile = first + item / {}u * {step}u;", self.rows));
+        self.locate_item(w);
         w.line(format!("if (tile >= {}u) {{ continue; }}", self.layout.tiles));
-        w.line(format!("let place = tile + {}u;", self.first_tile));
-        w.line(format!("let row = group.y * {}u + n;", self.rows));
-        for (name, second) in [("v", 0), ("up", 1)].into_iter().take(step as usize) {
+        for (name, second) in self.parts_of_item() {
             w.line(format!("var {name} = acc_{second}_0;"));
             for item in 1..items {
-                let (t, n) = (item / self.rows * step + second, item % self.rows);
+                let (t, n) = (item / self.rows * self.step() + second, item % self.rows);
                 w.line(format!("{name} = select({name}, acc_{t}_{n}, item == {item}u);"));
             }
         }
@@ -295,11 +306,106 @@ impl MatMul {
             for n in 1..self.rows {
                 w.line(format!("inverse = select(inverse, inverse_{n}, n == {n}u);"));
             }
-            w.line("v *= inverse;");
-            if self.is_paired() {
-                w.line("up *= inverse;");
-            }
         }
+    }
+
+    /// As [`Self::join_whole`], by halves: a lane finishes one item at most.
+    fn join_halves(&self, w: &mut Writer, size: u32) {
+        if let Some(norm) = self.norm {
+            self.add_squares(w, norm);
+        }
+        let rows = self.rows;
+        let mut spreads = Vec::new();
+        for t in 0..self.tiles {
+            let part = |n: u32| ["x", "y", "z", "w"].map(|part| format!("acc_{t}_{n}.{part}"));
+            let values: Vec<_> = (0..rows).flat_map(part).collect();
+            spreads.push(halves::sum(w, size, &format!("sum_{t}"), &values));
+        }
+        let squares = self.norm.map(|_| {
+            let values: Vec<_> = (0..rows).map(|n| format!("part_{n}")).collect();
+            halves::sum(w, size, "square", &values)
+        });
+        let groups = self.lanes.count / size;
+        let all = (self.tiles * rows * 4 + if squares.is_some() { rows } else { 0 }) as usize;
+        if groups > 1 {
+            w.declare(&format!("var<workgroup> sums: array<f32, {}>;", groups as usize * all));
+            let mut first = 0;
+            for spread in spreads.iter().chain(&squares) {
+                spread.store(w, "sums", &format!("sub_id * {all}u + {first}u"));
+                first += spread.values();
+            }
+            w.line("workgroupBarrier();");
+        }
+        w.line("let item = lane;");
+        self.locate_item(w);
+        let square_at = self.tiles * rows * 4;
+        let joined = |at: &str| {
+            let parts = (0..groups as usize).map(|g| format!("sums[{}u + {at}]", g * all));
+            parts.reduce(|sum, part| format!("({sum} + {part})")).expect("a subgroup")
+        };
+        if groups > 1 {
+            w.line(format!("if (item < {}u && tile < {}u) {{", self.items(), self.layout.tiles));
+            for (name, second) in self.parts_of_item() {
+                let start = format!(
+                    "(item / {rows}u * {}u + {second}u) * {}u + n * 4u",
+                    self.step(),
+                    rows * 4
+                );
+                w.line(format!("let at_{name} = {start};"));
+                let parts = [0, 1, 2, 3].map(|i| joined(&format!("at_{name} + {i}u")));
+                w.line(format!("var {name} = vec4<f32>({});", parts.join(", ")));
+            }
+            if let Some(norm) = self.norm {
+                let square = joined(&format!("{square_at}u + n"));
+                w.line(format!("let inverse = {};", norm.inverse(&square)));
+            }
+            return;
+        }
+        for (name, second) in self.parts_of_item() {
+            for i in 0..4 {
+                w.line(format!("var {name}_{i} = 0.0;"));
+            }
+            for (t, spread) in
+                spreads.iter().enumerate().skip(second as usize).step_by(self.step() as usize)
+            {
+                for i in 0..4 {
+                    let fetched = format!("{name}_{t}_{i}");
+                    spread.fetch(w, &fetched, &format!("n * 4u + {i}u"));
+                    let turn = t as u32 / self.step();
+                    w.line(format!(
+                        "{name}_{i} = select({name}_{i}, {fetched}, item / {rows}u == {turn}u);"
+                    ));
+                }
+            }
+            w.line(format!("var {name} = vec4<f32>({name}_0, {name}_1, {name}_2, {name}_3);"));
+        }
+        if let (Some(norm), Some(squares)) = (self.norm, &squares) {
+            squares.fetch(w, "square", "n");
+            w.line(format!("let inverse = {};", norm.inverse("square")));
+        }
+        w.line(format!("if (item < {}u && tile < {}u) {{", self.items(), self.layout.tiles));
+    }
+
+    /// Tiles that make one item: gate and up go together.
+    fn step(&self) -> u32 {
+        if self.is_paired() { 2 } else { 1 }
+    }
+
+    /// What a workgroup finishes: rows of tiles, or of pairs of tiles.
+    fn items(&self) -> u32 {
+        self.tiles / self.step() * self.rows
+    }
+
+    /// The variables of an item, and which of its tiles they are of.
+    fn parts_of_item(&self) -> impl Iterator<Item = (&'static str, u32)> {
+        [("v", 0), ("up", 1)].into_iter().take(self.step() as usize)
+    }
+
+    fn locate_item(&self, w: &mut Writer) {
+        w.line(format!("let n = item % {}u;", self.rows));
+        w.line(format!("let tile = first + item / {}u * {}u;", self.rows, self.step()));
+        w.line(format!("let place = tile + {}u;", self.first_tile));
+        w.line(format!("let row = group.y * {}u + n;", self.rows));
     }
 
     /// Whether tiles come in pairs: gate, then up.
@@ -308,6 +414,11 @@ impl MatMul {
     }
 
     fn finish_item(&self, w: &mut Writer) {
+        if self.norm.is_some() {
+            for (name, _) in self.parts_of_item() {
+                w.line(format!("{name} *= inverse;"));
+            }
+        }
         match &self.epilogue {
             Epilogue::Qkv { q_tiles, kv_tiles, cache } => finish_qkv(w, *q_tiles, *kv_tiles, cache),
             Epilogue::Residual { stride, next_norm } => {

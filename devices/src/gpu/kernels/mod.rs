@@ -6,6 +6,7 @@
 
 mod attend;
 mod embed;
+mod halves;
 mod matmul;
 mod pick;
 
@@ -16,7 +17,7 @@ pub(super) use embed::{Embed, EmbedSource};
 pub(super) use matmul::{Epilogue, Gather, MatMul, Norm};
 pub(super) use pick::{Feed, PickBest, PickMerge};
 
-use super::tuning::{Backing, Tuning};
+use super::tuning::{Backing, Sums, Tuning};
 
 /// Texels in a row of a weight texture.
 pub(super) const TEXTURE_SIDE: u32 = 4096;
@@ -73,6 +74,9 @@ pub(super) struct Rows {
     pub(super) kind: RowKind,
     /// Elements of a row.
     pub(super) stride: u32,
+    /// Elements of a chunk: a buffer holds the first of every chunk, then the second of every chunk, and so on, so that
+    /// lanes that take a chunk each read side by side. 1 where order is all.
+    pub(super) chunk: u32,
 }
 
 /// What a row consists of.
@@ -94,13 +98,14 @@ impl RowKind {
 }
 
 impl Rows {
-    pub(super) fn vectors(backing: Backing, stride: u32) -> Self {
-        Self { backing, kind: RowKind::Vectors, stride }
+    /// The input of a matrix whose chunks have `columns` columns.
+    pub(super) fn vectors(backing: Backing, stride: u32, columns: usize) -> Self {
+        Self { backing, kind: RowKind::Vectors, stride, chunk: columns as u32 / 4 }
     }
 
     /// Sums of squares of 4 columns each, `stride` of them a row; read 4 at a time where they lie in a buffer.
     pub(super) fn squares(backing: Backing, stride: u32) -> Self {
-        Self { backing, kind: RowKind::Numbers, stride }
+        Self { backing, kind: RowKind::Numbers, stride, chunk: 1 }
     }
 
     fn squares_in(self) -> Self {
@@ -168,33 +173,36 @@ impl Writer {
         }
     }
 
-    /// Declares rows that an earlier kernel wrote, and `{name}_at(row, i)`, which reads element i of a row.
+    /// Declares rows that an earlier kernel wrote, and `{name}_at(row, c, i)`, which reads element i of chunk c of a row.
     pub(super) fn rows_in(&mut self, name: &str, rows: Rows) {
-        let Rows { backing, kind, stride } = rows;
+        let Rows { backing, kind, stride, chunk } = rows;
         let element = kind.element();
         let read = match backing {
             Backing::Buffer => {
                 self.read(name, element);
-                format!("{name}[row * {stride}u + i]")
+                format!("{name}[row * {stride}u + i * {}u + c]", stride / chunk)
             }
             Backing::Texture => {
                 let bind = if kind == RowKind::Vectors { Bind::VectorsIn } else { Bind::NumbersIn };
                 self.row_texture(name, bind, kind);
                 let part = if kind == RowKind::Vectors { "" } else { ".x" };
-                format!("textureLoad({name}, vec2<u32>(i, row)){part}")
+                format!("textureLoad({name}, vec2<u32>(c * {chunk}u + i, row)){part}")
             }
         };
-        self.declare(&format!("fn {name}_at(row: u32, i: u32) -> {element} {{ return {read}; }}"));
+        self.declare(&format!(
+            "fn {name}_at(row: u32, c: u32, i: u32) -> {element} {{ return {read}; }}"
+        ));
     }
 
     /// Declares rows that a later kernel reads, and `put_{name}(row, i, v)`, which writes element i of a row.
     pub(super) fn rows_out(&mut self, name: &str, rows: Rows) {
-        let Rows { backing, kind, stride } = rows;
+        let Rows { backing, kind, stride, chunk } = rows;
         let element = kind.element();
         let write = match backing {
             Backing::Buffer => {
                 self.write(name, element);
-                format!("{name}[row * {stride}u + i] = v")
+                let chunks = stride / chunk;
+                format!("{name}[row * {stride}u + i % {chunk}u * {chunks}u + i / {chunk}u] = v")
             }
             Backing::Texture => {
                 let vectors = kind == RowKind::Vectors;
@@ -253,16 +261,19 @@ impl Writer {
 pub(super) struct Lanes {
     pub(super) count: u32,
     pub(super) subgroup: Option<u32>,
+    pub(super) sums: Sums,
 }
 
 impl Lanes {
-    pub(super) fn of(tuning: &Tuning) -> Self {
-        Self { count: tuning.lanes, subgroup: tuning.subgroup }
-    }
-
     /// One subgroup of `tuning`, or its fallback.
     pub(super) fn narrow(tuning: &Tuning) -> Self {
-        Self { count: tuning.subgroup.unwrap_or(tuning.lanes), subgroup: tuning.subgroup }
+        let count = tuning.subgroup.unwrap_or(tuning.lanes);
+        Self { count, subgroup: tuning.subgroup, sums: tuning.sums }
+    }
+
+    /// The size of a subgroup, if its lanes add up by halves.
+    pub(super) fn halving(self) -> Option<u32> {
+        self.subgroup.filter(|_| self.sums == Sums::Halves)
     }
 
     /// Replaces each of the variables `names`, of type `kind`, by `join` over all lanes; all lanes get the result.
