@@ -8,6 +8,7 @@ mod conformance;
 mod equivalence;
 mod gpu;
 mod gpu_faults;
+mod monitoring;
 mod peers;
 mod process;
 mod service;
