@@ -5,13 +5,16 @@
 mod api;
 mod clients;
 mod command_line;
+mod complaints;
 mod conformance;
 mod equivalence;
 mod gpu;
 mod gpu_faults;
 mod monitoring;
+mod operations;
 mod peers;
 mod process;
 mod service;
+mod soak;
 mod supervision;
 mod tidy;
