@@ -5,12 +5,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use actix::prelude::{Actor, Addr, Arbiter};
 use outrider_devices::{SequenceId, SlotLimits};
-use outrider_observability::{HttpMetrics, Registry, RunningPlan};
+use outrider_observability::{HttpMetrics, Registry, RejectionReason, RunningPlan};
 use outrider_pipeline::lookup::Ngrams;
 use outrider_pipeline::scheduler::{
     Admission, GenerationParams, RoleLimits, Scheduler, SchedulerConfig, Units,
@@ -47,13 +47,15 @@ pub struct EngineLimits {
     pub parallel: usize,
     /// Sequences that may wait.
     pub queue: usize,
+    /// Prompt tokens of all sequences that wait.
+    pub queue_tokens: usize,
     /// Positions of one sequence; `None` takes the pair's own, up to 4096.
     pub context: Option<usize>,
 }
 
 impl Default for EngineLimits {
     fn default() -> Self {
-        Self { parallel: 8, queue: 256, context: None }
+        Self { parallel: 8, queue: 256, queue_tokens: 65_536, context: None }
     }
 }
 
@@ -116,6 +118,7 @@ struct Shared {
     arbiter: Arbiter,
     seeds: AtomicU64,
     started_at_s: u64,
+    draining: AtomicBool,
 }
 
 /// Everything that an engine is made of.
@@ -197,6 +200,7 @@ impl Engine {
             arbiter,
             seeds: AtomicU64::new(since_epoch.as_nanos() as u64),
             started_at_s: since_epoch.as_secs(),
+            draining: AtomicBool::new(false),
         };
         Ok(Self { shared: Arc::new(shared) })
     }
@@ -225,6 +229,7 @@ impl Engine {
 
     /// Takes no more requests from now on; open ones go on.
     pub async fn drain(&self) {
+        self.shared.draining.store(true, Ordering::Relaxed);
         // A coordinator that has ended takes no requests either.
         let _ = self.shared.coordinator.send(Drain).await;
     }
@@ -235,6 +240,19 @@ impl Engine {
             Ok(snapshot) => snapshot.ready,
             Err(_) => Err("the coordinator has ended".into()),
         }
+    }
+
+    /// Whether a request that is sent now would be taken; if not, why.
+    pub async fn ready(&self) -> Result<(), String> {
+        match self.shared.draining.load(Ordering::Relaxed) {
+            true => Err("the service is shutting down".into()),
+            false => self.health().await,
+        }
+    }
+
+    /// Whether the engine answers at all.
+    pub async fn answers(&self) -> bool {
+        self.shared.coordinator.send(Inspect).await.is_ok()
     }
 
     /// A conversation as the model reads it: the template applied.
@@ -318,6 +336,16 @@ impl Engine {
         &self.shared.registry.http
     }
 
+    /// Counts a request that was turned away.
+    pub fn count_rejection(&self, reason: RejectionReason) {
+        self.shared.registry.requests.rejections.increment(reason);
+    }
+
+    /// Moves recorded samples into their histograms; to be called every few seconds.
+    pub fn run_upkeep(&self) {
+        self.shared.registry.run_upkeep();
+    }
+
     /// All metrics in Prometheus's text format.
     pub async fn render_metrics(&self) -> String {
         self.shared.registry.render()
@@ -346,6 +374,7 @@ fn scheduler(pair: &Pair, plan: &PartitionPlan, limits: EngineLimits, context: u
     let config = SchedulerConfig {
         sequences_max: limits.parallel,
         queue_max: limits.queue,
+        queue_tokens_max: limits.queue_tokens,
         target: role,
         draft: role,
         vocabulary: model.config().shape.vocabulary as u32,

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::process::{Child, Command, Output, Stdio};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -41,14 +42,21 @@ fn text(bytes: &[u8]) -> String {
 pub(crate) struct Service {
     child: Child,
     address: String,
+    log: Option<JoinHandle<String>>,
 }
 
 impl Service {
     /// Starts `outrider serve` and waits until it says where it listens.
     pub(crate) fn start(arguments: &[&str]) -> Self {
+        Self::start_in(arguments, &[])
+    }
+
+    /// As `start`, with these variables in its environment.
+    pub(crate) fn start_in(arguments: &[&str], environment: &[(&str, &str)]) -> Self {
         let mut child = Command::new(PROGRAM)
             .args(["serve", "--port", "0"])
             .args(arguments)
+            .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -62,8 +70,11 @@ impl Service {
             }
         };
         // Whoever does not read a pipe blocks its writer.
-        std::thread::spawn(move || lines.for_each(drop));
-        Self { child, address }
+        let log = std::thread::spawn(move || {
+            let kept = lines.map_while(Result::ok);
+            kept.fold(String::new(), |log, line| log + &line + "\n")
+        });
+        Self { child, address, log: Some(log) }
     }
 
     pub(crate) fn url(&self, path: &str) -> String {
@@ -168,6 +179,16 @@ impl Service {
         // SAFETY: sends a signal to a child that this struct owns and has not yet waited for.
         let sent = unsafe { libc::kill(self.child.id() as libc::pid_t, libc::SIGTERM) };
         assert_eq!(sent, 0);
+    }
+
+    /// Waits for the process to end, and returns what it wrote to its log.
+    pub(crate) fn log(mut self) -> String {
+        self.log.take().expect("the log is read once").join().unwrap()
+    }
+
+    /// The process.
+    pub(crate) fn process_id(&self) -> u32 {
+        self.child.id()
     }
 
     /// Waits for the process to end, and returns its exit code.

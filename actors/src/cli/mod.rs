@@ -3,21 +3,24 @@
 //! *Invariant:* a subcommand parses, calls and prints; what it prints about comes from the other crates.
 
 mod bench;
+mod config;
 mod devices;
+mod doctor;
 mod generate;
+mod logging;
 mod models;
 mod plan;
 mod select;
 mod serve;
+mod settings;
 
-use std::io::IsTerminal;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
-
-use tracing_subscriber::EnvFilter;
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 pub use select::Selection;
+use settings::Settings;
 
 /// Makes a language model answer faster on hardware you own: a small draft model rides ahead, the target model
 /// verifies, each on the compute unit where it belongs. The text is exactly what the target alone would write.
@@ -26,6 +29,9 @@ pub use select::Selection;
 struct Arguments {
     #[command(subcommand)]
     command: Option<Command>,
+    /// Configuration file. Default: ./outrider.toml, else /etc/outrider/outrider.toml, if there is one.
+    #[arg(long, value_name = "FILE", env = "OUTRIDER_CONFIG", global = true)]
+    config: Option<PathBuf>,
     #[command(flatten)]
     serve: serve::ServeArguments,
 }
@@ -44,6 +50,11 @@ enum Command {
     /// Look into partition plans.
     #[command(subcommand)]
     Plan(plan::PlanCommand),
+    /// Check the configuration, or show what holds and why.
+    #[command(subcommand)]
+    Config(config::ConfigCommand),
+    /// Try everything that a service needs on this machine, and say what to do where it fails.
+    Doctor(Box<doctor::DoctorArguments>),
     /// Measure plans side by side on the same prompts.
     Bench(bench::BenchArguments),
 }
@@ -54,18 +65,8 @@ const FAILED: u8 = 1;
 /// Parses the arguments, runs, and says how it went: 0 done, 1 failed (the reason is on stderr), 2 wrong arguments.
 #[expect(clippy::print_stderr, reason = "the command line's own output")]
 pub fn run() -> ExitCode {
-    let arguments = Arguments::parse();
-    let serving = matches!(arguments.command, None | Some(Command::Serve(_)));
-    start_log(if serving { "info" } else { "warn" });
-    let done = match arguments.command {
-        None => serve::run(arguments.serve),
-        Some(Command::Serve(arguments)) => serve::run(arguments),
-        Some(Command::Generate(arguments)) => generate::run(arguments),
-        Some(Command::Devices(arguments)) => devices::run(&arguments),
-        Some(Command::Models(command)) => models::run(command),
-        Some(Command::Plan(command)) => plan::run(command),
-        Some(Command::Bench(arguments)) => bench::run(arguments),
-    };
+    let done = configured()
+        .and_then(|(arguments, settings, matches)| dispatch(arguments, &settings, &matches));
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -75,14 +76,54 @@ pub fn run() -> ExitCode {
     }
 }
 
-/// Logs to stderr; `OUTRIDER_LOG` holds the filter, such as `debug` or `outrider=debug`.
-fn start_log(level: &str) {
-    let filter = EnvFilter::try_from_env("OUTRIDER_LOG").unwrap_or_else(|_| EnvFilter::new(level));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .init();
+/// The arguments, over what the configuration file says. Wrong arguments end the program.
+fn configured() -> Result<(Arguments, Settings, ArgMatches), CliError> {
+    let settings = Settings::find(named_config().as_deref())?;
+    settings.check(&Arguments::command())?;
+    let matches = settings.under(Arguments::command()).get_matches();
+    let arguments = Arguments::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    Ok((arguments, settings, matches))
+}
+
+/// The configuration file that the arguments or the environment name: it is read before they are parsed.
+fn named_config() -> Option<PathBuf> {
+    let mut words = std::env::args_os().skip(1).take_while(|word| word != "--");
+    while let Some(word) = words.next() {
+        if word == "--config" {
+            return words.next().map(PathBuf::from);
+        }
+        if let Some(file) = word.to_str().and_then(|word| word.strip_prefix("--config=")) {
+            return Some(PathBuf::from(file));
+        }
+    }
+    std::env::var_os("OUTRIDER_CONFIG").map(PathBuf::from)
+}
+
+fn dispatch(
+    arguments: Arguments,
+    settings: &Settings,
+    matches: &ArgMatches,
+) -> Result<(), CliError> {
+    match &arguments.command {
+        None => arguments.serve.log.start()?,
+        Some(Command::Serve(serve)) => serve.log.start()?,
+        Some(_) => logging::start_quietly(),
+    }
+    match arguments.command {
+        None => serve::run(arguments.serve),
+        Some(Command::Serve(arguments)) => serve::run(arguments),
+        Some(Command::Generate(arguments)) => generate::run(arguments),
+        Some(Command::Devices(arguments)) => devices::run(&arguments),
+        Some(Command::Models(command)) => models::run(command),
+        Some(Command::Plan(command)) => plan::run(command),
+        Some(Command::Config(command)) => {
+            // The values are those of the innermost subcommand.
+            let named = matches.subcommand().and_then(|(_, matches)| matches.subcommand());
+            config::run(command, settings, named.map_or(matches, |(_, matches)| matches))
+        }
+        Some(Command::Doctor(arguments)) => doctor::run(*arguments, settings),
+        Some(Command::Bench(arguments)) => bench::run(arguments),
+    }
 }
 
 /// Runs a future inside an actix system.

@@ -22,7 +22,7 @@ pub struct Selection {
     #[arg(long, value_name = "FILE", env = "OUTRIDER_TARGET")]
     pub target: Option<PathBuf>,
     /// Draft model with the target's vocabulary. Without it, a target of your own runs without a draft model.
-    #[arg(long, value_name = "FILE", env = "OUTRIDER_DRAFT", requires = "target")]
+    #[arg(long, value_name = "FILE", env = "OUTRIDER_DRAFT")]
     pub draft: Option<PathBuf>,
     /// Partition plan: a file, or the name of a shipped one (`outrider plan list`). Default: chosen for this machine.
     #[arg(long, value_name = "FILE", env = "OUTRIDER_PLAN")]
@@ -39,6 +39,9 @@ pub struct Selection {
     /// Requests that may wait for a place; more are answered 429.
     #[arg(long, value_name = "N", env = "OUTRIDER_QUEUE", default_value_t = 256)]
     pub queue: usize,
+    /// Prompt tokens that may wait for a place, of all waiting requests together; more are answered 429.
+    #[arg(long, value_name = "N", env = "OUTRIDER_QUEUE_TOKENS", default_value_t = 65_536)]
+    pub queue_tokens: usize,
     /// Positions of one sequence, prompt and answer together. Default: what the model was trained for, at most 4096.
     #[arg(long, value_name = "N", env = "OUTRIDER_CONTEXT")]
     pub context: Option<usize>,
@@ -48,6 +51,10 @@ impl Selection {
     /// Where the models are.
     pub fn sources(&self) -> Result<(ModelSource, Option<ModelSource>), CliError> {
         match &self.target {
+            None if self.draft.is_some() => {
+                Err("a draft needs the target that it rides ahead of: name it with --target FILE"
+                    .into())
+            }
             Some(target) => {
                 let file = |path: &PathBuf| ModelSource::File(path.clone());
                 Ok((file(target), self.draft.as_ref().map(file)))
@@ -68,7 +75,12 @@ impl Selection {
 
     /// Bounds of the engine.
     pub fn limits(&self) -> EngineLimits {
-        EngineLimits { parallel: self.parallel, queue: self.queue, context: self.context }
+        EngineLimits {
+            parallel: self.parallel,
+            queue: self.queue,
+            queue_tokens: self.queue_tokens,
+            context: self.context,
+        }
     }
 
     /// Starts the engine that all this describes.

@@ -3,14 +3,15 @@
 //! *Invariant:* an answer ends as it was asked to or with an error, never in silence; with it go its readers, which is
 //! what ends the work on it.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::pin::Pin;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use actix_web::HttpResponse;
 use actix_web::web::Bytes;
 use futures_util::StreamExt;
-use futures_util::future::ready;
 use futures_util::stream::{self, LocalBoxStream};
 use outrider_pipeline::scheduler::EmittedToken;
+use tokio::time::{Sleep, sleep, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::ask::Ask;
@@ -61,7 +62,12 @@ pub(super) async fn answer(
     if ask.streamed {
         return Ok(streamed(Streaming::new(letterhead, page, &ask), events));
     }
-    Ok(HttpResponse::Ok().json(whole(letterhead, page, &ask, events).await?))
+    let whole = timeout(ask.deadline, whole(letterhead, page, &ask, events)).await;
+    Ok(HttpResponse::Ok().json(whole.unwrap_or_else(|_| Err(late(ask.deadline)))?))
+}
+
+fn late(deadline: Duration) -> ServeError {
+    ServeError::DeadlinePassed(deadline.as_secs())
 }
 
 /// What has come of one answer.
@@ -105,11 +111,13 @@ async fn whole(
     Ok(letterhead.whole(choices, &totals))
 }
 
-fn streamed(mut streaming: Streaming, events: Events) -> HttpResponse {
+fn streamed(streaming: Streaming, events: Events) -> HttpResponse {
     let opening = streaming.opening();
-    let rest = events
-        .scan((), move |(), (index, event)| ready(streaming.parts_of(index, event)))
-        .flat_map(stream::iter);
+    let rest = stream::unfold((streaming, events), async |(mut streaming, mut events)| {
+        let parts = streaming.next(&mut events).await?;
+        Some((parts, (streaming, events)))
+    });
+    let rest = rest.flat_map(stream::iter);
     HttpResponse::Ok()
         .content_type("text/event-stream")
         .insert_header(("cache-control", "no-cache"))
@@ -126,6 +134,7 @@ struct Streaming {
     /// Which answers are being written.
     open: Vec<bool>,
     totals: Totals,
+    deadline: (Duration, Pin<Box<Sleep>>),
     /// Nothing may follow.
     over: bool,
 }
@@ -139,8 +148,26 @@ impl Streaming {
             include_usage: ask.include_usage,
             open: vec![true; ask.choices as usize],
             totals: Totals::default(),
+            deadline: (ask.deadline, Box::pin(sleep(ask.deadline))),
             over: false,
         }
+    }
+
+    /// The next server-sent events; `None` after the last.
+    async fn next(&mut self, events: &mut Events) -> Option<Vec<Bytes>> {
+        if self.over {
+            return None;
+        }
+        let (deadline, passed) = &mut self.deadline;
+        let happened = tokio::select! {
+            happened = events.next() => happened,
+            () = passed => {
+                let error = late(*deadline);
+                return Some(self.fail(&error));
+            }
+        };
+        let (index, event) = happened?;
+        Some(self.parts_of(index, event))
     }
 
     fn opening(&self) -> Vec<Bytes> {
@@ -149,17 +176,14 @@ impl Streaming {
         choices.map(|choice| event(&self.letterhead.part(vec![choice]))).collect()
     }
 
-    /// The server-sent events of one thing that happened; `None` ends the stream.
-    fn parts_of(&mut self, index: u32, happened: Option<RequestEvent>) -> Option<Vec<Bytes>> {
-        if self.over {
-            return None;
-        }
+    /// The server-sent events of one thing that happened.
+    fn parts_of(&mut self, index: u32, happened: Option<RequestEvent>) -> Vec<Bytes> {
         let letterhead = &self.letterhead;
-        Some(match happened {
+        match happened {
             Some(RequestEvent::Text { text, tokens }) => {
                 self.page.wrote(tokens.len());
                 if text.is_empty() && !letterhead.shows_tokens() {
-                    return Some(Vec::new());
+                    return Vec::new();
                 }
                 vec![event(&letterhead.part(vec![letterhead.delta(index, text, &tokens)]))]
             }
@@ -173,7 +197,7 @@ impl Streaming {
             }
             None if self.open[index as usize] => self.fail(&ServeError::ended()),
             None => Vec::new(),
-        })
+        }
     }
 
     fn close(&mut self, index: u32, word: &'static str) -> Vec<Bytes> {

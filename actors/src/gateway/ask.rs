@@ -1,5 +1,7 @@
 //! From a wire request to an admission: checks every field, applies the chat template, counts tokens.
 
+use std::time::Duration;
+
 use outrider_devices::Sampling;
 use outrider_pipeline::scheduler::GenerationParams;
 use outrider_pipeline::{Message, Speculation};
@@ -19,6 +21,8 @@ pub(super) struct Ask {
     pub(super) dialect: Dialect,
     pub(super) prompt: Vec<u32>,
     pub(super) params: GenerationParams,
+    /// Longest time that the answer may take.
+    pub(super) deadline: Duration,
     /// How many answers are wanted, each with a seed of its own.
     pub(super) choices: u32,
     pub(super) streamed: bool,
@@ -152,6 +156,7 @@ fn finish(
         dialect,
         prompt,
         params,
+        deadline: Duration::MAX,
         choices,
         streamed,
         include_usage,

@@ -37,6 +37,9 @@ pub(super) enum Refusals {
     /// Too many requests wait; `Retry-After` says when to try again.
     #[response(status = 429)]
     QueueFull(ErrorBody),
+    /// The head is larger than allowed.
+    #[response(status = 431)]
+    HeadTooLarge(ErrorBody),
     /// An operator ended the request.
     #[response(status = 499)]
     Cancelled(ErrorBody),
@@ -97,12 +100,27 @@ pub(super) fn document() -> Value {
         schemas.insert(name.to_owned(), merged);
     }
     schemas.remove("Common");
+    drop_formats(&mut value);
     value["components"]["securitySchemes"] = json!({"key": {
         "type": "http", "scheme": "bearer",
         "description": "Needed if the service was started with keys.",
     }});
     value["security"] = json!([{}, {"key": []}]);
     value
+}
+
+/// Takes the integers' formats away: a `u32` is called `int32`, whose range is another. Bounds say what is allowed.
+fn drop_formats(value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            if fields.get("format").and_then(Value::as_str).is_some_and(|f| f.starts_with("int")) {
+                fields.remove("format");
+            }
+            fields.values_mut().for_each(drop_formats);
+        }
+        Value::Array(items) => items.iter_mut().for_each(drop_formats),
+        _ => {}
+    }
 }
 
 /// A schema that is the sum of others, as one object that allows nothing else: a sum of closed objects is empty.

@@ -3,9 +3,10 @@
 use std::fmt;
 
 use actix_web::http::StatusCode;
-use actix_web::http::header::RETRY_AFTER;
+use actix_web::http::header::{RETRY_AFTER, WWW_AUTHENTICATE};
 use actix_web::{HttpResponse, ResponseError};
 use outrider_devices::sampling::SamplingError;
+use outrider_observability::RejectionReason;
 use outrider_pipeline::scheduler::RejectReason;
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -38,6 +39,18 @@ pub enum ServeError {
     /// The body is in a format that is not read.
     #[error("{0}")]
     UnsupportedMedia(String),
+    /// The head is larger than allowed.
+    #[error("{0}")]
+    HeadTooLarge(String),
+    /// No key, or a wrong one.
+    #[error("a key is needed: send `Authorization: Bearer KEY`")]
+    Unauthorised,
+    /// The key does not open the route.
+    #[error("{0}")]
+    Forbidden(String),
+    /// The request took too long.
+    #[error("the answer was not complete after {0} s, the longest time that a request may take")]
+    DeadlinePassed(u64),
     /// An operator ended the request.
     #[error("the request was cancelled")]
     Cancelled,
@@ -91,6 +104,14 @@ impl ServeError {
             Self::NotFound(_) => (StatusCode::NOT_FOUND, invalid, Some("not_found")),
             Self::MethodNotAllowed(_) => (StatusCode::METHOD_NOT_ALLOWED, invalid, None),
             Self::TooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, invalid, None),
+            Self::HeadTooLarge(_) => {
+                (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, invalid, Some("head_too_large"))
+            }
+            Self::Unauthorised => (StatusCode::UNAUTHORIZED, invalid, Some("invalid_api_key")),
+            Self::Forbidden(_) => (StatusCode::FORBIDDEN, invalid, Some("forbidden")),
+            Self::DeadlinePassed(_) => {
+                (StatusCode::GATEWAY_TIMEOUT, "server_error", Some("deadline_passed"))
+            }
             Self::UnsupportedMedia(_) => (StatusCode::UNSUPPORTED_MEDIA_TYPE, invalid, None),
             Self::Cancelled => (client_closed_request(), invalid, Some("cancelled")),
             Self::Lost(_) => (StatusCode::SERVICE_UNAVAILABLE, "server_error", Some("unit_lost")),
@@ -125,6 +146,23 @@ impl ServeError {
         ErrorBody { error: ErrorObject { message: self.to_string(), kind, param, code } }
     }
 
+    /// What the request counts as among those turned away; `None` if it was taken.
+    pub(super) fn rejection(&self) -> Option<RejectionReason> {
+        match self {
+            Self::Refused(Refusal::Rejected(RejectReason::QueueFull { .. })) => {
+                Some(RejectionReason::QueueFull)
+            }
+            Self::Refused(Refusal::Rejected(RejectReason::ContextExceeded { .. })) => {
+                Some(RejectionReason::ContextTooLong)
+            }
+            Self::Refused(Refusal::Draining) => Some(RejectionReason::Draining),
+            Self::Refused(Refusal::Unavailable { .. }) => Some(RejectionReason::NotReady),
+            Self::Unauthorised | Self::Forbidden(_) => Some(RejectionReason::Unauthorised),
+            Self::Lost(_) | Self::Cancelled | Self::DeadlinePassed(_) => None,
+            _ => Some(RejectionReason::Invalid),
+        }
+    }
+
     /// Seconds after which the same request may be served.
     fn wait_s(&self) -> Option<u32> {
         match self {
@@ -151,6 +189,16 @@ impl ResponseError for ServeError {
         let mut response = HttpResponse::build(self.status_code());
         if let Some(wait_s) = self.wait_s() {
             response.insert_header((RETRY_AFTER, wait_s.to_string()));
+        }
+        match self {
+            Self::Unauthorised => {
+                response.insert_header((WWW_AUTHENTICATE, "Bearer"));
+            }
+            // A second try would take as long again.
+            Self::DeadlinePassed(_) => {
+                response.insert_header(("x-should-retry", "false"));
+            }
+            _ => {}
         }
         response.json(self.body())
     }

@@ -1,9 +1,11 @@
 //! The two routes that write text.
 
+use std::time::Duration;
+
 use actix_web::{HttpResponse, web};
 
 use super::answer::answer;
-use super::ask;
+use super::ask::{self, Ask};
 use super::completion::Completion;
 use super::document::Refusals;
 use super::error::ServeError;
@@ -27,11 +29,12 @@ use crate::engine::Engine;
 pub(super) async fn chat_completions(
     engine: web::Data<Engine>,
     open: web::Data<OpenRequests>,
+    deadline: web::Data<Duration>,
     id: web::ReqData<RequestId>,
     request: web::Json<ChatRequest>,
 ) -> Result<HttpResponse, ServeError> {
-    let ask = ask::chat(request.into_inner(), &engine)?;
-    answer(&engine, &open, id.into_inner(), ask).await
+    let ask = ask::chat(request.into_inner(), &engine);
+    taken(ask, &engine, &open, (id.into_inner(), **deadline)).await
 }
 
 /// Continues a text.
@@ -49,9 +52,27 @@ pub(super) async fn chat_completions(
 pub(super) async fn completions(
     engine: web::Data<Engine>,
     open: web::Data<OpenRequests>,
+    deadline: web::Data<Duration>,
     id: web::ReqData<RequestId>,
     request: web::Json<CompletionRequest>,
 ) -> Result<HttpResponse, ServeError> {
-    let ask = ask::completion(request.into_inner(), &engine)?;
-    answer(&engine, &open, id.into_inner(), ask).await
+    let ask = ask::completion(request.into_inner(), &engine);
+    taken(ask, &engine, &open, (id.into_inner(), **deadline)).await
+}
+
+/// Serves a request if it is right and there is room, and counts it if not.
+async fn taken(
+    ask: Result<Ask, ServeError>,
+    engine: &Engine,
+    open: &OpenRequests,
+    (id, deadline): (RequestId, Duration),
+) -> Result<HttpResponse, ServeError> {
+    let served = match ask {
+        Ok(ask) => answer(engine, open, id, Ask { deadline, ..ask }).await,
+        Err(error) => Err(error),
+    };
+    if let Some(reason) = served.as_ref().err().and_then(ServeError::rejection) {
+        engine.count_rejection(reason);
+    }
+    served
 }

@@ -6,9 +6,11 @@
 mod answer;
 mod ask;
 mod completion;
+mod cross_origin;
 mod document;
 mod error;
 mod inference;
+mod keys;
 mod letterhead;
 mod logprobs;
 mod open_requests;
@@ -20,22 +22,24 @@ mod routes;
 mod words;
 
 use std::sync::OnceLock;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use actix_web::body::MessageBody;
+use actix_web::body::{EitherBody, MessageBody};
 use actix_web::dev::{ServiceRequest, ServiceResponse};
 use actix_web::error::{JsonPayloadError, PathError};
 use actix_web::middleware::{Next, from_fn};
-use actix_web::{App, HttpServer, web};
-use outrider_observability::HttpMethod;
+use actix_web::{App, HttpRequest, HttpServer, ResponseError, web};
+use outrider_observability::{HttpMethod, RejectionReason};
 use serde_json::Value;
 use tracing::{Instrument, info, info_span};
 
 pub use completion::WireTimings;
 pub use error::ServeError;
+pub use keys::Keys;
 pub use letterhead::wire_timings;
 
 use crate::engine::Engine;
+use cross_origin::Origins;
 use open_requests::OpenRequests;
 use request_id::{RequestIds, X_REQUEST_ID};
 
@@ -46,13 +50,23 @@ pub struct GatewayOptions {
     pub host: String,
     /// Port to bind; 0 lets the system choose.
     pub port: u16,
+    /// Who may ask what.
+    pub keys: Keys,
+    /// Origins whose pages may read answers.
+    pub cors_origins: Vec<String>,
     /// Largest body of a request, bytes.
     pub body_bytes_max: usize,
+    /// Largest head of a request, bytes.
+    pub head_bytes_max: usize,
+    /// Connections at one time; more wait to be accepted.
+    pub connections_max: usize,
+    /// Longest time that a request may take, waiting included.
+    pub deadline: Duration,
     /// How long open requests may take to end after a termination signal, seconds.
     pub drain_s: u64,
 }
 
-/// Starts listening. The server ends by itself on SIGTERM and SIGINT, after open requests have ended.
+/// Starts listening. Signals are the caller's: the server ends when its handle is stopped.
 pub fn listen(
     engine: Engine,
     options: &GatewayOptions,
@@ -63,29 +77,73 @@ pub fn listen(
     let ids = web::Data::new(RequestIds::new());
     let machine = web::Data::new(OnceLock::<Value>::new());
     let document = web::Data::new(document::document());
+    let keys = web::Data::new(options.keys.clone());
+    let origins = web::Data::new(Origins(options.cors_origins.clone()));
+    let deadline = web::Data::new(options.deadline);
+    let head = web::Data::new(HeadLimit(options.head_bytes_max));
     let server = HttpServer::new(move || {
         let json = web::JsonConfig::default()
             .limit(body_bytes_max)
-            .content_type_required(false)
-            .error_handler(|error, _| body_error(&error).into());
+            // A page of another origin can send text, but not JSON, without asking first.
+            .content_type_required(true)
+            .error_handler(|error, request| {
+                count_invalid(request);
+                body_error(&error).into()
+            });
         App::new()
             .app_data(engine.clone())
             .app_data(open.clone())
             .app_data(ids.clone())
             .app_data(machine.clone())
             .app_data(document.clone())
+            .app_data(keys.clone())
+            .app_data(origins.clone())
+            .app_data(deadline.clone())
+            .app_data(head.clone())
             .app_data(json)
             .app_data(
                 web::PathConfig::default().error_handler(|error, _| path_error(&error).into()),
             )
+            .wrap(from_fn(keys::guarded))
+            .wrap(from_fn(cross_origin::cross_origin))
+            .wrap(from_fn(short_heads))
             .wrap(from_fn(measured))
             .configure(routes::routes)
     })
     .workers(1)
+    .disable_signals()
+    .max_connections(options.connections_max)
     .shutdown_timeout(options.drain_s)
     .bind((options.host.as_str(), options.port))?;
     let addresses = server.addrs();
     Ok((server.run(), addresses))
+}
+
+/// Most bytes of a request's head.
+struct HeadLimit(usize);
+
+/// Turns away a request whose head is too large.
+async fn short_heads<B: MessageBody>(
+    limit: web::Data<HeadLimit>,
+    request: ServiceRequest,
+    next: Next<B>,
+) -> Result<ServiceResponse<EitherBody<B>>, actix_web::Error> {
+    let lines = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + 4);
+    let bytes = lines.sum::<usize>() + request.uri().to_string().len();
+    if bytes <= limit.0 {
+        return Ok(next.call(request).await?.map_into_left_body());
+    }
+    let error = ServeError::HeadTooLarge(format!(
+        "the request's head has {bytes} bytes, more than the {} allowed",
+        limit.0
+    ));
+    Ok(request.into_response(error.error_response()).map_into_right_body())
+}
+
+fn count_invalid(request: &HttpRequest) {
+    if let Some(engine) = request.app_data::<web::Data<Engine>>() {
+        engine.count_rejection(RejectionReason::Invalid);
+    }
 }
 
 fn body_error(error: &JsonPayloadError) -> ServeError {

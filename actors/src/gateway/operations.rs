@@ -121,7 +121,7 @@ pub(super) async fn health(engine: web::Data<Engine>) -> HttpResponse {
     )
 )]
 pub(super) async fn ready(engine: web::Data<Engine>) -> HttpResponse {
-    status(engine.health().await)
+    status(engine.ready().await)
 }
 
 fn status(state: Result<(), String>) -> HttpResponse {

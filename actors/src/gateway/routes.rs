@@ -29,6 +29,35 @@ pub(super) const ROUTES: &[(&str, &str)] = &[
     ("/page/{part}", "GET"),
 ];
 
+/// Who may use a route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Access {
+    /// Everybody.
+    Open,
+    /// Who may have text written.
+    Inference,
+    /// Who holds any key.
+    Watch,
+    /// The operator.
+    Operate,
+}
+
+/// Who may use the route with this pattern. A route that nobody thought of is the operator's.
+pub(super) fn access(pattern: Option<&str>) -> Access {
+    match label(pattern) {
+        "/health" | "/ready" | "/version" | "/openapi.json" | "other" => Access::Open,
+        "/v1/chat/completions"
+        | "/v1/completions"
+        | "/v1/models"
+        | "/v1/models/{model}"
+        | "/tokenize"
+        | "/detokenize"
+        | "/apply-template" => Access::Inference,
+        "/metrics" => Access::Watch,
+        _ => Access::Operate,
+    }
+}
+
 /// The table's own words for a route; `other` for what is not in it.
 pub(super) fn label(pattern: Option<&str>) -> &'static str {
     let known = ROUTES.iter().find(|(path, _)| pattern == Some(path));

@@ -40,10 +40,14 @@ pub struct Admission {
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum RejectReason {
     /// Too many requests wait already.
-    #[error("{waiting} requests are waiting, the most that are allowed; try again later")]
+    #[error(
+        "{waiting} requests with {tokens} prompt tokens are waiting, as many as are allowed; try again later"
+    )]
     QueueFull {
         /// Requests in the queue.
         waiting: usize,
+        /// Prompt tokens of them all.
+        tokens: usize,
     },
     /// Prompt and output do not fit into the model's context.
     #[error(

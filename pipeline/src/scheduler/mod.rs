@@ -62,6 +62,8 @@ pub struct SchedulerConfig {
     pub sequences_max: usize,
     /// Most requests that wait for a slot.
     pub queue_max: usize,
+    /// Most prompt tokens of all requests that wait together; one request may always wait.
+    pub queue_tokens_max: usize,
     /// The target's limits.
     pub target: RoleLimits,
     /// The draft's limits.
@@ -169,10 +171,13 @@ impl Scheduler {
         let living = self.sequences.contains_key(&sequence)
             || self.queue.iter().any(|(waiting, _)| waiting.sequence == sequence);
         assert!(!living, "{sequence} was admitted before");
-        let full = self.sequences.len() >= self.config.sequences_max
-            && self.queue.len() >= self.config.queue_max;
+        let waiting = self.queue.len();
+        let tokens = self.queue.iter().map(|(waiting, _)| waiting.prompt.len()).sum::<usize>();
+        let busy = self.sequences.len() >= self.config.sequences_max;
+        let full = waiting >= self.config.queue_max
+            || waiting > 0 && tokens + admission.prompt.len() > self.config.queue_tokens_max;
         let verdict = match admission.length_max(&self.config) {
-            Ok(_) if full => Err(RejectReason::QueueFull { waiting: self.queue.len() }),
+            Ok(_) if busy && full => Err(RejectReason::QueueFull { waiting, tokens }),
             verdict => verdict,
         };
         match verdict {

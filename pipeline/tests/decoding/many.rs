@@ -67,6 +67,7 @@ pub(crate) fn config(policy: DraftPolicy) -> SchedulerConfig {
     SchedulerConfig {
         sequences_max: 4,
         queue_max: 1000,
+        queue_tokens_max: 1 << 20,
         target: RoleLimits { rows_max: 32, positions_max: 64 },
         draft: RoleLimits { rows_max: 32, positions_max: 64 },
         vocabulary: VOCABULARY,
