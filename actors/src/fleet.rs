@@ -2,7 +2,6 @@
 //!
 //! *Invariant:* a device is made on its unit's worker thread, by the factory, and again by the same factory after a loss.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use outrider_devices::cpu::{CpuDevice, CpuOptions};
@@ -10,7 +9,7 @@ use outrider_devices::discovery;
 use outrider_devices::reference::ReferenceDevice;
 use outrider_devices::sim::{RealDelay, SimDevice, SimOptions};
 use outrider_devices::{Device, DeviceError};
-use outrider_plans::{Core, Machine, PartitionPlan, UnitId, UnitSpec};
+use outrider_plans::{Core, Machine, UnitSpec};
 
 use crate::unit::DeviceFactory;
 
@@ -41,12 +40,13 @@ pub fn machine() -> Machine {
     }
 }
 
-/// A factory for each unit of the plan.
-pub fn factories(plan: &PartitionPlan) -> BTreeMap<UnitId, DeviceFactory> {
-    plan.units.iter().map(|(unit, spec)| (unit.clone(), factory(spec))).collect()
+/// Bytes of main memory that are free now.
+pub fn memory_free() -> u64 {
+    discovery::Machine::here().memory_free().unwrap_or(MEMORY_UNKNOWN_BYTES)
 }
 
-fn factory(spec: &UnitSpec) -> DeviceFactory {
+/// Makes the device that a plan describes.
+pub fn factory(spec: &UnitSpec) -> DeviceFactory {
     match spec.clone() {
         UnitSpec::Cpu { cores } => Arc::new(move || {
             let options = CpuOptions { cores: cores.clone(), ..CpuOptions::default() };
