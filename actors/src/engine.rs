@@ -31,7 +31,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::coordinator::Coordinator;
 use crate::fleet;
 use crate::messages::{Cancel, Drain, Generate, Inspect, PreviewPlan, ProposePlan, UnitError};
-use crate::meter::FleetMeter;
+use crate::meter::{FleetMeter, TimingTap};
 use crate::pair::Pair;
 use crate::request::{Refusal, RequestEvent};
 use crate::supervisor::{Blueprint, PlanView, RestartPolicy, StageSource, Supervisor};
@@ -145,6 +145,8 @@ pub struct EngineOptions {
     pub home: Home,
     /// When a unit that is lost again and again is given up.
     pub restart: RestartPolicy,
+    /// Who is told of every job, if anybody is.
+    pub timings: Option<TimingTap>,
 }
 
 impl EngineOptions {
@@ -167,6 +169,7 @@ impl EngineOptions {
             workplace: Workplace::Threads,
             home: Home::Own,
             restart: RestartPolicy::default(),
+            timings: None,
         }
     }
 }
@@ -184,7 +187,7 @@ impl Engine {
     /// Starts all actors and installs every stage. Runs inside an actix system.
     pub async fn start(options: EngineOptions) -> Result<Self, EngineError> {
         let EngineOptions { pair, plan, limits, registry, factories, restart, .. } = options;
-        let EngineOptions { context, memory_free, workplace, home, .. } = options;
+        let EngineOptions { context, memory_free, workplace, home, timings, .. } = options;
         let positions_max = limits.context_of(&pair);
         let scheduler = scheduler(&pair, &plan, limits, positions_max);
         let slots =
@@ -201,7 +204,7 @@ impl Engine {
             stages,
             limits: BTreeMap::from([(ModelRole::Target, slots), (ModelRole::Draft, slots)]),
             rules,
-            meter: FleetMeter::new(Arc::clone(&registry)),
+            meter: FleetMeter::new(Arc::clone(&registry)).with_timings(timings),
             restart,
         };
         registry.plan.running(RunningPlan::new(&plan, 1));
@@ -458,9 +461,9 @@ fn served_name(name: &str) -> &str {
 fn policy(plan: &PartitionPlan) -> DraftPolicy {
     match plan.mode {
         Mode::Plain => DraftPolicy::plain(),
-        Mode::Sequential { draft_tokens } => DraftPolicy::sequential(draft_tokens),
+        Mode::Sequential { draft_tokens } => DraftPolicy::sequential(draft_tokens.most()),
         Mode::Overlap { draft_tokens, wait } => {
-            DraftPolicy::overlap(draft_tokens, OVERLAP_CHUNK, wait)
+            DraftPolicy::overlap(draft_tokens.most(), OVERLAP_CHUNK, wait)
         }
         Mode::Lookup { draft_tokens, ngram } => {
             let ngrams = Ngrams { min: 1, max: ngram as usize };

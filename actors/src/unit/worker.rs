@@ -19,7 +19,7 @@ use tokio::sync::oneshot;
 
 use super::{DeviceFactory, Report};
 use crate::messages::{Install, InstallId, RunDraft, RunStage};
-use crate::meter::UnitMeter;
+use crate::meter::{UnitMeter, Work};
 
 /// Most jobs that wait for one worker. The scheduler has one target, one draft and one warming round in flight; releases
 /// of every sequence may come on top.
@@ -227,7 +227,7 @@ impl Desk {
                     Some(executable) => executable.run(&job.batch, input),
                     None => Err(not_installed(stage)),
                 };
-                let result = meter.time(stage, || guard(run));
+                let result = meter.time(stage, Work::of_batch(&job.batch), || guard(run));
                 let broken = result.as_ref().err().and_then(lost);
                 Done { report: Some(Report::Ran(job, result)), broken }
             }
@@ -237,7 +237,7 @@ impl Desk {
                     Some(executable) => executable.draft(&job.batch),
                     None => Err(not_installed(stage)),
                 };
-                let result = meter.time(stage, || guard(draft));
+                let result = meter.time(stage, Work::of_draft(&job.batch), || guard(draft));
                 let broken = result.as_ref().err().and_then(lost);
                 Done { report: Some(Report::Drafted(job, result)), broken }
             }
