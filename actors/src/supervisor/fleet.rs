@@ -126,10 +126,6 @@ impl Fleet {
         self.instances.iter().find(|(_, instance)| instance.id == id).map(|(key, _)| key.clone())
     }
 
-    pub(super) fn keys(&self) -> impl Iterator<Item = &UnitKey> {
-        self.instances.keys()
-    }
-
     /// Ends a unit with everything on it.
     pub(super) fn retire(&mut self, blueprint: &Blueprint, key: &UnitKey) {
         if let Some(instance) = self.instances.remove(key) {
