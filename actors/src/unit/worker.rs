@@ -149,17 +149,12 @@ impl Desk {
     ) -> Result<(), String> {
         let mut device = open(factory)?;
         for job in inbox {
-<<<<<<< HEAD
-            self.meter.queued(inbox.len());
-            let Done { report: done, broken } = self.perform(job, device.as_mut());
-            done.into_iter().for_each(&report);
-            broken.map_or(Ok(()), Err)?;
-=======
             // With the job at hand, so that a unit that hangs is seen to have one.
             self.meter.queued(inbox.len() + 1);
-            self.perform(job, device.as_mut(), &mut stages)?;
+            let Done { report: done, broken } = self.perform(job, device.as_mut());
             self.meter.queued(inbox.len());
->>>>>>> main
+            done.into_iter().for_each(&report);
+            broken.map_or(Ok(()), Err)?;
         }
         Ok(())
     }
