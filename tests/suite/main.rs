@@ -6,6 +6,8 @@ mod clients;
 mod command_line;
 mod conformance;
 mod equivalence;
+mod gpu;
+mod gpu_faults;
 mod monitoring;
 mod peers;
 mod process;
