@@ -57,7 +57,6 @@ fn adapter(found: &GpuAdapter) -> Adapter {
     let memory_bytes = found.memory_bytes.filter(|_| own);
     Adapter { name: found.name.clone(), kind, memory_bytes }
 }
-}
 
 /// Makes the device that a plan describes.
 pub fn factory(spec: &UnitSpec) -> DeviceFactory {
