@@ -17,4 +17,6 @@ mod process;
 mod service;
 mod soak;
 mod supervision;
+mod swap;
+mod swap_http;
 mod tidy;
