@@ -16,7 +16,7 @@ use tracing::{error, info, warn};
 
 use crate::messages::{Hop, Install, RoutesReady, UnitDown, UnitError, UnitLost};
 use crate::meter::FleetMeter;
-use crate::unit::{ComputeUnit, DeviceFactory};
+use crate::unit::{ComputeUnit, DeviceFactory, Waiting};
 
 /// Makes the subgraph of a stage.
 pub type StageSource = Arc<dyn Fn(StageId) -> Arc<Subgraph> + Send + Sync>;
@@ -78,7 +78,8 @@ async fn build(
     down: Recipient<UnitDown>,
 ) -> Result<Addr<ComputeUnit>, UnitError> {
     let factory = Arc::clone(&blueprint.factories[unit]);
-    let address = ComputeUnit::start_with(unit.clone(), factory, blueprint.meter.unit(unit), down);
+    let (meter, waiting) = (blueprint.meter.unit(unit), Waiting::of(&blueprint.plan));
+    let address = ComputeUnit::start_with(unit.clone(), factory, meter, (waiting, down));
     let mut held = MemoryUse::default();
     for placement in blueprint.plan.stages.iter().filter(|p| p.unit == *unit) {
         let stage = placement.stage;

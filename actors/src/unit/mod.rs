@@ -3,10 +3,14 @@
 //! The actor shares its thread with the coordinator, so a message to it costs no thread switch; its worker is a thread
 //! of its own, reached over a bounded channel. *Invariant:* the actor never waits for the worker.
 
+mod waiting;
 mod worker;
 
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task;
 
+use actix::fut::ActorFuture;
 use actix::prelude::{Actor, AsyncContext, Context, Handler, Recipient, ResponseFuture};
 use crossbeam_channel::Receiver;
 use outrider_devices::{Device, DeviceError, MemoryUse, Output, Pick};
@@ -19,6 +23,8 @@ use crate::messages::{
     Install, Release, RoundDone, RoundOutcome, Route, RunDraft, RunStage, UnitDown, UnitError,
 };
 use crate::meter::UnitMeter;
+pub use waiting::Waiting;
+use waiting::{Knock, Lookout};
 use worker::{Job, Refused, Worker};
 
 /// Makes a unit's device, on the worker thread that the device will live on.
@@ -28,6 +34,8 @@ pub type DeviceFactory = Arc<dyn Fn() -> Result<Box<dyn Device>, DeviceError> + 
 pub struct ComputeUnit {
     id: UnitId,
     worker: Worker,
+    lookout: Lookout,
+    waiting: Waiting,
     supervisor: Recipient<UnitDown>,
     reported_down: bool,
 }
@@ -38,11 +46,12 @@ impl ComputeUnit {
         id: UnitId,
         factory: DeviceFactory,
         meter: UnitMeter,
-        supervisor: Recipient<UnitDown>,
+        (waiting, supervisor): (Waiting, Recipient<UnitDown>),
     ) -> actix::Addr<Self> {
         Self::create(move |context| {
-            let worker = Worker::spawn(&id, factory, meter, context.address().recipient());
-            Self { id, worker, supervisor, reported_down: false }
+            let (lookout, reports) = Lookout::new(context.address().recipient());
+            let worker = Worker::spawn(&id, (factory, waiting), meter, reports);
+            Self { id, worker, lookout, waiting, supervisor, reported_down: false }
         })
     }
 
@@ -96,20 +105,16 @@ impl Handler<Install> for ComputeUnit {
 impl Handler<RunStage> for ComputeUnit {
     type Result = ();
 
-    fn handle(&mut self, message: RunStage, _: &mut Self::Context) {
-        if let Err(Refused { job, reason }) = self.worker.submit(Job::Run(message)) {
-            self.refuse(job, &reason);
-        }
+    fn handle(&mut self, message: RunStage, context: &mut Self::Context) {
+        self.submit(Job::Run(message), context);
     }
 }
 
 impl Handler<RunDraft> for ComputeUnit {
     type Result = ();
 
-    fn handle(&mut self, message: RunDraft, _: &mut Self::Context) {
-        if let Err(Refused { job, reason }) = self.worker.submit(Job::Draft(message)) {
-            self.refuse(job, &reason);
-        }
+    fn handle(&mut self, message: RunDraft, context: &mut Self::Context) {
+        self.submit(Job::Draft(message), context);
     }
 }
 
@@ -123,8 +128,6 @@ impl Handler<Release> for ComputeUnit {
 }
 
 /// What the worker tells its actor.
-#[derive(actix::Message)]
-#[rtype(result = "()")]
 enum Report {
     Ran(RunStage, Result<Output, DeviceError>),
     Drafted(RunDraft, Result<Vec<Vec<Pick>>, DeviceError>),
@@ -135,10 +138,55 @@ enum Report {
     },
 }
 
-impl Handler<Report> for ComputeUnit {
+impl Handler<Knock> for ComputeUnit {
     type Result = ();
 
-    fn handle(&mut self, report: Report, _: &mut Self::Context) {
+    fn handle(&mut self, _: Knock, _: &mut Self::Context) {
+        while let Some(report) = self.lookout.take() {
+            self.reported(report);
+        }
+    }
+}
+
+/// Looks for reports until none is expected soon.
+struct Look;
+
+impl ActorFuture<ComputeUnit> for Look {
+    type Output = ();
+
+    fn poll(
+        self: Pin<&mut Self>,
+        unit: &mut ComputeUnit,
+        _: &mut Context<ComputeUnit>,
+        task: &mut task::Context<'_>,
+    ) -> task::Poll<()> {
+        if let Some(report) = unit.lookout.look() {
+            unit.reported(report);
+        }
+        if !unit.lookout.stop_looking() {
+            // The other actors of this thread go on between two looks.
+            task.waker().wake_by_ref();
+            return task::Poll::Pending;
+        }
+        while let Some(report) = unit.lookout.take() {
+            unit.reported(report);
+        }
+        task::Poll::Ready(())
+    }
+}
+
+impl ComputeUnit {
+    /// Hands a job to the worker, and looks out for its report where that is quicker than to be woken.
+    fn submit(&mut self, job: Job, context: &mut Context<Self>) {
+        if let Err(Refused { job, reason }) = self.worker.submit(job) {
+            return self.refuse(job, &reason);
+        }
+        if self.lookout.expect(self.waiting) {
+            context.spawn(Look);
+        }
+    }
+
+    fn reported(&mut self, report: Report) {
         match report {
             Report::Ran(job, Ok(Output::Activations(activations))) => {
                 let hop = job.hop + 1;

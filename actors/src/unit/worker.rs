@@ -8,12 +8,12 @@ use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread;
 
-use actix::prelude::Recipient;
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use outrider_devices::{Device, DeviceError, Executable, MemoryUse, SequenceId};
 use outrider_plans::{StageId, UnitId};
 use tokio::sync::oneshot;
 
+use super::waiting::{Reports, Waiting};
 use super::{DeviceFactory, Report};
 use crate::messages::{Install, RunDraft, RunStage};
 use crate::meter::UnitMeter;
@@ -45,16 +45,16 @@ impl Worker {
     /// Starts the thread.
     pub(super) fn spawn(
         unit: &UnitId,
-        factory: DeviceFactory,
+        (factory, waiting): (DeviceFactory, Waiting),
         meter: UnitMeter,
-        reports: Recipient<Report>,
+        reports: Reports,
     ) -> Self {
         let (jobs, inbox) = bounded(JOBS_MAX);
         let name = format!("unit-{unit}");
         let body = move || {
-            let ended = Desk { meter, reports: reports.clone() }.work(&factory, &inbox);
+            let ended = Desk { meter, waiting, reports: reports.clone() }.work(&factory, &inbox);
             if let Err(reason) = ended {
-                reports.do_send(Report::Ended { reason, left: inbox });
+                reports.send(Report::Ended { reason, left: inbox });
             }
         };
         // A thread that cannot be started drops `inbox`, so that every job is refused.
@@ -78,7 +78,8 @@ impl Worker {
 /// The worker's side: where it measures and reports.
 struct Desk {
     meter: UnitMeter,
-    reports: Recipient<Report>,
+    waiting: Waiting,
+    reports: Reports,
 }
 
 impl Desk {
@@ -91,7 +92,7 @@ impl Desk {
             Err(panic) => return Err(format!("panicked while opening: {}", panic_text(&*panic))),
         };
         let mut stages = BTreeMap::new();
-        for job in inbox {
+        while let Some(job) = self.waiting.receive(inbox) {
             self.meter.queued(inbox.len());
             self.perform(job, device.as_mut(), &mut stages)?;
         }
@@ -126,7 +127,7 @@ impl Desk {
                 };
                 let result = self.meter.time(stage, || guard(run));
                 let broken = result.as_ref().err().and_then(lost);
-                self.reports.do_send(Report::Ran(job, result));
+                self.reports.send(Report::Ran(job, result));
                 broken.map_or(Ok(()), Err)
             }
             Job::Draft(job) => {
@@ -137,7 +138,7 @@ impl Desk {
                 };
                 let result = self.meter.time(stage, || guard(draft));
                 let broken = result.as_ref().err().and_then(lost);
-                self.reports.do_send(Report::Drafted(job, result));
+                self.reports.send(Report::Drafted(job, result));
                 broken.map_or(Ok(()), Err)
             }
             Job::Release(sequence) => {
