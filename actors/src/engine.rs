@@ -27,7 +27,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::coordinator::Coordinator;
 use crate::fleet;
 use crate::messages::{Cancel, Drain, Generate, Inspect, UnitError};
-use crate::meter::FleetMeter;
+use crate::meter::{FleetMeter, TimingTap};
 use crate::pair::Pair;
 use crate::request::{Refusal, RequestEvent};
 use crate::supervisor::{Blueprint, RestartPolicy, StageSource, Supervisor};
@@ -132,6 +132,8 @@ pub struct EngineOptions {
     pub factories: BTreeMap<UnitId, DeviceFactory>,
     /// When a unit that is lost again and again is given up.
     pub restart: RestartPolicy,
+    /// Who is told of every job, if anybody is.
+    pub timings: Option<TimingTap>,
 }
 
 impl EngineOptions {
@@ -143,7 +145,8 @@ impl EngineOptions {
         registry: Arc<Registry>,
     ) -> Self {
         let factories = fleet::factories(&plan);
-        Self { pair, plan, limits, registry, factories, restart: RestartPolicy::default() }
+        let restart = RestartPolicy::default();
+        Self { pair, plan, limits, registry, factories, restart, timings: None }
     }
 }
 
@@ -151,7 +154,7 @@ impl Engine {
     /// Starts all actors and installs every stage. Runs inside an actix system.
     pub async fn start(options: EngineOptions) -> Result<Self, EngineError> {
         let context = options.limits.context_of(&options.pair);
-        let EngineOptions { pair, plan, limits, registry, factories, restart } = options;
+        let EngineOptions { pair, plan, limits, registry, factories, restart, timings } = options;
         let scheduler = scheduler(&pair, &plan, limits, context);
         let slots = SlotLimits {
             sequences_max: limits.parallel,
@@ -167,7 +170,7 @@ impl Engine {
             factories,
             stages,
             limits: BTreeMap::from([(ModelRole::Target, slots), (ModelRole::Draft, slots)]),
-            meter: FleetMeter::new(&plan, Arc::clone(&registry)),
+            meter: FleetMeter::new(&plan, Arc::clone(&registry)).with_timings(timings),
             restart,
         };
         let metrics = (registry.requests.clone(), registry.speculation.clone());
@@ -315,6 +318,12 @@ impl Engine {
         self.shared.registry.render()
     }
 
+    /// Moves recorded samples into their buckets, so that the metrics stay small also while nobody reads them. Wants to
+    /// be called every few seconds.
+    pub fn tidy_metrics(&self) {
+        self.shared.registry.run_upkeep();
+    }
+
     /// Ends the engine's thread after the messages that it has. Open requests end unanswered.
     pub fn stop(&self) {
         self.shared.arbiter.stop();
@@ -362,9 +371,9 @@ fn served_name(name: &str) -> &str {
 fn policy(plan: &PartitionPlan) -> DraftPolicy {
     match plan.mode {
         Mode::Plain => DraftPolicy::plain(),
-        Mode::Sequential { draft_tokens } => DraftPolicy::sequential(draft_tokens),
+        Mode::Sequential { draft_tokens } => DraftPolicy::sequential(draft_tokens.most()),
         Mode::Overlap { draft_tokens, wait } => {
-            DraftPolicy::overlap(draft_tokens, OVERLAP_CHUNK, wait)
+            DraftPolicy::overlap(draft_tokens.most(), OVERLAP_CHUNK, wait)
         }
         Mode::Lookup { draft_tokens, ngram } => {
             let ngrams = Ngrams { min: 1, max: ngram as usize };

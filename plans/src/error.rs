@@ -74,6 +74,10 @@ pub enum PlanProblem {
 
     #[error("draft_tokens = {given} is out of range: choose 1 to {DRAFT_TOKENS_MAX}")]
     Depth { given: i64 },
+    #[error("draft_tokens is {given}: write a number from 1 to {DRAFT_TOKENS_MAX}, or \"auto\"")]
+    DepthWord { given: String },
+    #[error("draft_tokens = \"auto\" is for sequential and overlap: give mode {mode} a number")]
+    AutoDepth { mode: ModeKind },
     #[error("lookup_ngram = {given} is out of range: choose 1 to {LOOKUP_NGRAM_MAX}")]
     Ngram { given: i64 },
     #[error("wait = {given} is out of range: choose 0 to draft_tokens, which is {draft_tokens}")]

@@ -22,14 +22,14 @@ mod wording;
 
 pub use context::{CacheLimits, HeadWeights, ModelShape, PlanContext, StageMemory};
 pub use cost::{
-    Acceptance, CostModel, Costs, Forecast, ForecastError, LinkProfile, TimeTable, UnitProfile,
-    Workload,
+    Acceptance, CostModel, Costs, Forecast, ForecastError, LinkProfile, TimeTable, UnitClass,
+    UnitProfile, Workload,
 };
 pub use defaults::{default_plan, default_plan_in};
 pub use diff::{Installed, PlanDiff};
 pub use error::{PlanError, PlanProblem, Position};
 pub use machine::{Adapter, AdapterKind, Core, Machine};
-pub use mode::{Mode, ModeKind};
+pub use mode::{DraftTokens, Mode, ModeKind};
 pub use plan::{PartitionPlan, Placement, PlanEpoch, PlanId, UnitKind, UnitSpec};
 pub use role::{ModelRole, StageId, UnitId};
 pub use shipped::{ShippedPlan, shipped, shipped_plan};

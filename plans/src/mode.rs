@@ -5,7 +5,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 use crate::error::PlanProblem;
 
@@ -20,6 +20,69 @@ pub const WAIT_DEFAULT: u32 = 1;
 pub const LOOKUP_NGRAM_DEFAULT: u32 = 3;
 /// Longest n-gram that a plan may ask `lookup` to match.
 pub const LOOKUP_NGRAM_MAX: u32 = 8;
+
+/// How many tokens are drafted for one verification pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum DraftTokens {
+    /// At most so many, 1 to [`DRAFT_TOKENS_MAX`], whatever comes of them.
+    Fixed(u32),
+    /// As many as are worth their time, decided token by token while decoding.
+    Auto,
+}
+
+impl DraftTokens {
+    /// Most tokens that a pass may take.
+    pub fn most(self) -> u32 {
+        match self {
+            DraftTokens::Fixed(tokens) => tokens,
+            DraftTokens::Auto => DRAFT_TOKENS_MAX,
+        }
+    }
+
+    /// The depths that a pass may have at its fullest: the number itself, or any.
+    pub fn depths(self) -> std::ops::RangeInclusive<u32> {
+        match self {
+            DraftTokens::Fixed(tokens) => tokens..=tokens,
+            DraftTokens::Auto => 1..=DRAFT_TOKENS_MAX,
+        }
+    }
+}
+
+impl fmt::Display for DraftTokens {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            DraftTokens::Fixed(tokens) => write!(f, "{tokens}"),
+            DraftTokens::Auto => f.write_str("auto"),
+        }
+    }
+}
+
+/// A number, or the word `auto`.
+impl Serialize for DraftTokens {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            DraftTokens::Fixed(tokens) => serializer.serialize_u32(*tokens),
+            DraftTokens::Auto => serializer.serialize_str("auto"),
+        }
+    }
+}
+
+/// Text that is neither a depth within bounds nor `auto`.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not a number of drafted tokens: choose 1 to {DRAFT_TOKENS_MAX}, or auto")]
+pub struct UnknownDepth(pub String);
+
+impl FromStr for DraftTokens {
+    type Err = UnknownDepth;
+
+    fn from_str(word: &str) -> Result<Self, UnknownDepth> {
+        if word == "auto" {
+            return Ok(DraftTokens::Auto);
+        }
+        let number = word.parse().ok().filter(|tokens| (1..=DRAFT_TOKENS_MAX).contains(tokens));
+        number.map(DraftTokens::Fixed).ok_or_else(|| UnknownDepth(word.to_owned()))
+    }
+}
 
 /// A mode without its numbers: what `mode = ".."` says in a plan file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -52,12 +115,14 @@ impl ModeKind {
 
     /// The mode with its default numbers.
     pub fn with_defaults(self) -> Mode {
-        let draft_tokens = DRAFT_TOKENS_DEFAULT;
+        let draft_tokens = DraftTokens::Fixed(DRAFT_TOKENS_DEFAULT);
         match self {
             ModeKind::Plain => Mode::Plain,
             ModeKind::Sequential => Mode::Sequential { draft_tokens },
             ModeKind::Overlap => Mode::Overlap { draft_tokens, wait: WAIT_DEFAULT },
-            ModeKind::Lookup => Mode::Lookup { draft_tokens, ngram: LOOKUP_NGRAM_DEFAULT },
+            ModeKind::Lookup => {
+                Mode::Lookup { draft_tokens: DRAFT_TOKENS_DEFAULT, ngram: LOOKUP_NGRAM_DEFAULT }
+            }
         }
     }
 
@@ -95,13 +160,13 @@ pub enum Mode {
     Plain,
     /// Draft, verify, repeat.
     Sequential {
-        /// Most tokens drafted for one verification pass, 1 to [`DRAFT_TOKENS_MAX`].
-        draft_tokens: u32,
+        /// Most tokens drafted for one verification pass.
+        draft_tokens: DraftTokens,
     },
     /// Draft and verify at the same time.
     Overlap {
-        /// Most drafted tokens that one verification pass takes, 1 to [`DRAFT_TOKENS_MAX`].
-        draft_tokens: u32,
+        /// Most drafted tokens that one verification pass takes.
+        draft_tokens: DraftTokens,
         /// Drafts that the first pass after a rejection waits for, 0 to `draft_tokens`.
         wait: u32,
     },
@@ -127,20 +192,28 @@ impl Mode {
 
     /// Most drafted tokens in one verification pass; 0 for [`Mode::Plain`].
     pub fn draft_tokens(self) -> u32 {
+        self.depth().map_or(0, DraftTokens::most)
+    }
+
+    /// How the depth is chosen; `None` for [`Mode::Plain`].
+    pub fn depth(self) -> Option<DraftTokens> {
         match self {
-            Mode::Plain => 0,
-            Mode::Sequential { draft_tokens }
-            | Mode::Overlap { draft_tokens, .. }
-            | Mode::Lookup { draft_tokens, .. } => draft_tokens,
+            Mode::Plain => None,
+            Mode::Sequential { draft_tokens } | Mode::Overlap { draft_tokens, .. } => {
+                Some(draft_tokens)
+            }
+            Mode::Lookup { draft_tokens, .. } => Some(DraftTokens::Fixed(draft_tokens)),
         }
     }
 
     /// The same mode with another depth; `wait` is lowered to it if need be.
     ///
-    /// Fails if `depth` is out of bounds, or for [`Mode::Plain`], which drafts nothing.
-    pub fn with_draft_tokens(self, depth: u32) -> Result<Mode, PlanProblem> {
-        if !(1..=DRAFT_TOKENS_MAX).contains(&depth) {
-            return Err(PlanProblem::Depth { given: i64::from(depth) });
+    /// Fails if `depth` is out of bounds, for [`Mode::Plain`], which drafts nothing, and if [`Mode::Lookup`] is to choose
+    /// by itself.
+    pub fn with_draft_tokens(self, depth: DraftTokens) -> Result<Mode, PlanProblem> {
+        let most = depth.most();
+        if !(1..=DRAFT_TOKENS_MAX).contains(&most) {
+            return Err(PlanProblem::Depth { given: i64::from(most) });
         }
         Ok(match self {
             Mode::Plain => {
@@ -148,9 +221,12 @@ impl Mode {
             }
             Mode::Sequential { .. } => Mode::Sequential { draft_tokens: depth },
             Mode::Overlap { wait, .. } => {
-                Mode::Overlap { draft_tokens: depth, wait: wait.min(depth) }
+                Mode::Overlap { draft_tokens: depth, wait: wait.min(most) }
             }
-            Mode::Lookup { ngram, .. } => Mode::Lookup { draft_tokens: depth, ngram },
+            Mode::Lookup { ngram, .. } => match depth {
+                DraftTokens::Fixed(draft_tokens) => Mode::Lookup { draft_tokens, ngram },
+                DraftTokens::Auto => return Err(PlanProblem::AutoDepth { mode: self.kind() }),
+            },
         })
     }
 }
@@ -159,6 +235,14 @@ impl fmt::Display for Mode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             Mode::Plain => write!(f, "plain: the target alone"),
+            Mode::Sequential { draft_tokens: DraftTokens::Auto } => f.write_str(
+                "sequential: as many drafted as are worth their time, then one pass verifies them",
+            ),
+            Mode::Overlap { draft_tokens: DraftTokens::Auto, wait } => write!(
+                f,
+                "overlap: drafts while the target verifies, as many a pass as are worth their time, {wait} awaited \
+                 after a rejection"
+            ),
             Mode::Sequential { draft_tokens } => {
                 write!(f, "sequential: {draft_tokens} drafted at most, then one pass verifies them")
             }

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::context::StageMemory;
 use crate::error::{PlanError, PlanProblem};
-use crate::mode::Mode;
+use crate::mode::{DraftTokens, Mode};
 use crate::role::{ModelRole, StageId, UnitId};
 
 /// The kinds of compute unit, as plans and labels name them.
@@ -216,10 +216,11 @@ impl PartitionPlan {
         match self.mode {
             Mode::Plain => {}
             Mode::Sequential { draft_tokens } => {
-                line(format_args!("draft_tokens = {draft_tokens}"))
+                line(format_args!("draft_tokens = {}", depth_word(draft_tokens)))
             }
             Mode::Overlap { draft_tokens, wait } => {
-                line(format_args!("draft_tokens = {draft_tokens}\nwait = {wait}"));
+                let depth = depth_word(draft_tokens);
+                line(format_args!("draft_tokens = {depth}\nwait = {wait}"));
             }
             Mode::Lookup { draft_tokens, ngram } => {
                 line(format_args!("draft_tokens = {draft_tokens}\nlookup_ngram = {ngram}"));
@@ -238,6 +239,14 @@ impl PartitionPlan {
             line(format_args!("\n[[{role}]]\nunit = \"{unit}\""));
             line(format_args!("layers = \"{layer_first}..{layer_end}\""));
         }
+    }
+}
+
+/// A depth as a value of a plan file.
+fn depth_word(depth: DraftTokens) -> String {
+    match depth {
+        DraftTokens::Fixed(tokens) => tokens.to_string(),
+        DraftTokens::Auto => "\"auto\"".to_owned(),
     }
 }
 

@@ -25,7 +25,7 @@ pub struct PlanSpec {
     pub(crate) file: Option<String>,
     pub(crate) name: At<String>,
     pub(crate) mode: At<ModeKind>,
-    pub(crate) draft_tokens: Option<At<i64>>,
+    pub(crate) draft_tokens: Option<At<Value>>,
     pub(crate) wait: Option<At<i64>>,
     pub(crate) lookup_ngram: Option<At<i64>>,
     pub(crate) units: BTreeMap<String, At<UnitEntry>>,
@@ -53,7 +53,7 @@ pub(crate) struct StageEntry {
 struct PlanTable {
     name: Spanned<String>,
     mode: Spanned<ModeKind>,
-    draft_tokens: Option<Spanned<i64>>,
+    draft_tokens: Option<Spanned<Value>>,
     wait: Option<Spanned<i64>>,
     lookup_ngram: Option<Spanned<i64>>,
     #[serde(default)]

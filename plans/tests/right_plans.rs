@@ -44,7 +44,7 @@ fn stages(role: &'static str, layers: usize) -> impl Strategy<Value = Vec<(Strin
 
 /// The text of a plan that has to be accepted on [`context`].
 fn plan_text() -> impl Strategy<Value = String> {
-    let modes = (0..4usize, option::of(1..=15u32), 0..=15u32, option::of(1..=8u32));
+    let modes = (0..4usize, option::of(0..=15u32), 0..=15u32, option::of(1..=8u32));
     let kinds = collection::vec(0..4usize, 4);
     let draft = (any::<bool>(), stages("draft", DRAFT));
     let target = stages("target", TARGET).prop_shuffle();
@@ -79,11 +79,14 @@ fn plan_text() -> impl Strategy<Value = String> {
 fn mode_text((mode, depth, wait, ngram): (usize, Option<u32>, u32, Option<u32>)) -> String {
     let name = ["plain", "sequential", "overlap", "lookup"][mode];
     let mut text = format!("mode = \"{name}\"\n");
-    if let (1.., Some(depth)) = (mode, depth) {
-        text += &format!("draft_tokens = {depth}\n");
+    match (mode, depth) {
+        (1 | 2, Some(0)) => text += "draft_tokens = \"auto\"\n",
+        (1.., Some(depth)) => text += &format!("draft_tokens = {}\n", depth.max(1)),
+        _ => {}
     }
     if mode == 2 {
-        text += &format!("wait = {}\n", wait.min(depth.unwrap_or(4)));
+        let most = depth.map_or(4, |depth| if depth == 0 { 15 } else { depth });
+        text += &format!("wait = {}\n", wait.min(most));
     }
     if let (3, Some(ngram)) = (mode, ngram) {
         text += &format!("lookup_ngram = {ngram}\n");

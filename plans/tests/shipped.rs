@@ -5,8 +5,8 @@
 mod board;
 
 use outrider_plans::{
-    Machine, Mode, ModeKind, ModelRole, PartitionPlan, PlanProblem, UnitId, UnitSpec, default_plan,
-    default_plan_in, shipped, shipped_plan,
+    DraftTokens, Machine, Mode, ModeKind, ModelRole, PartitionPlan, PlanProblem, UnitId, UnitSpec,
+    default_plan, default_plan_in, shipped, shipped_plan,
 };
 
 fn load(name: &str) -> PartitionPlan {
@@ -55,7 +55,7 @@ fn shipped_plans_are_told_apart_by_their_ids() {
 fn overlap_gives_each_model_a_core_of_its_own() {
     let plan = load("overlap-two-cores");
     assert_eq!((cores(&plan, "cpu0"), cores(&plan, "cpu1")), (vec![0], vec![1]));
-    assert_eq!(plan.mode, Mode::Overlap { draft_tokens: 4, wait: 1 });
+    assert_eq!(plan.mode, Mode::Overlap { draft_tokens: DraftTokens::Fixed(4), wait: 1 });
 }
 
 #[test]
@@ -127,7 +127,7 @@ fn the_default_uses_all_big_cores_and_speculates_if_it_can() {
     context.machine.cores = Machine::uniform(6, 0).cores;
     context.machine.cores[..4].iter_mut().for_each(|core| core.capacity = 300);
     let plan = default_plan(&context).unwrap();
-    assert_eq!(plan.mode, Mode::Sequential { draft_tokens: 4 });
+    assert_eq!(plan.mode, Mode::Sequential { draft_tokens: DraftTokens::Fixed(4) });
     assert_eq!(cores(&plan, "cpu"), [4, 5]);
     let apart = default_plan_in(ModeKind::Overlap, &context).unwrap();
     assert_eq!((cores(&apart, "cpu0"), cores(&apart, "cpu1")), (vec![4], vec![5]));

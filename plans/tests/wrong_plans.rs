@@ -91,6 +91,16 @@ fn unusable_name() {
 #[test]
 fn depth_out_of_range() {
     refused("= 4", "= 16", "p.toml:3:16: draft_tokens = 16 is out of range: choose 1 to 15");
+    refused(
+        "= 4",
+        "= \"many\"",
+        "p.toml:3:16: draft_tokens is \"many\": write a number from 1 to 15, or \"auto\"",
+    );
+    refused(
+        "\"sequential\"\ndraft_tokens = 4",
+        "\"lookup\"\ndraft_tokens = \"auto\"",
+        "p.toml:3:16: draft_tokens = \"auto\" is for sequential and overlap: give mode lookup a number",
+    );
     refused("= 4", "= -1", "p.toml:3:16: draft_tokens = -1 is out of range: choose 1 to 15");
 }
 

@@ -7,8 +7,8 @@ use clap::Args;
 use outrider_observability::{BuildInfo, Registry};
 use outrider_pipeline::ModelSource;
 use outrider_plans::{
-    Mode, ModeKind, ModelRole, PartitionPlan, PlanContext, default_plan, default_plan_in, shipped,
-    shipped_plan,
+    DraftTokens, Mode, ModeKind, ModelRole, PartitionPlan, PlanContext, default_plan,
+    default_plan_in, shipped, shipped_plan,
 };
 
 use super::CliError;
@@ -30,9 +30,9 @@ pub struct Selection {
     /// Decoding mode, instead of the plan's.
     #[arg(long, value_name = "MODE", env = "OUTRIDER_MODE")]
     pub mode: Option<ModeKind>,
-    /// Most tokens drafted for one verification pass, instead of the plan's.
-    #[arg(long, value_name = "N", env = "OUTRIDER_DRAFT_TOKENS")]
-    pub draft_tokens: Option<u32>,
+    /// Most tokens drafted for one verification pass, or auto for as many as are worth it, instead of the plan's.
+    #[arg(long, value_name = "N|auto", env = "OUTRIDER_DRAFT_TOKENS")]
+    pub draft_tokens: Option<DraftTokens>,
     /// Requests decoded at one time.
     #[arg(long, value_name = "N", env = "OUTRIDER_PARALLEL", default_value_t = 8)]
     pub parallel: usize,

@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 use super::waiting::{Reports, Waiting};
 use super::{DeviceFactory, Report};
 use crate::messages::{Install, RunDraft, RunStage};
-use crate::meter::UnitMeter;
+use crate::meter::{UnitMeter, Work};
 
 /// Most jobs that wait for one worker. The scheduler has one target and one draft round in flight; releases of every
 /// sequence may come on top.
@@ -93,8 +93,10 @@ impl Desk {
         };
         let mut stages = BTreeMap::new();
         while let Some(job) = self.waiting.receive(inbox) {
-            self.meter.queued(inbox.len());
+            // With the job at hand, so that a unit that hangs is seen to have one.
+            self.meter.queued(inbox.len() + 1);
             self.perform(job, device.as_mut(), &mut stages)?;
+            self.meter.queued(inbox.len());
         }
         Ok(())
     }
@@ -125,7 +127,7 @@ impl Desk {
                     Some(executable) => executable.run(&job.batch, input),
                     None => Err(not_installed(stage)),
                 };
-                let result = self.meter.time(stage, || guard(run));
+                let result = self.meter.time(stage, Work::of_batch(&job.batch), || guard(run));
                 let broken = result.as_ref().err().and_then(lost);
                 self.reports.send(Report::Ran(job, result));
                 broken.map_or(Ok(()), Err)
@@ -136,7 +138,7 @@ impl Desk {
                     Some(executable) => executable.draft(&job.batch),
                     None => Err(not_installed(stage)),
                 };
-                let result = self.meter.time(stage, || guard(draft));
+                let result = self.meter.time(stage, Work::of_draft(&job.batch), || guard(draft));
                 let broken = result.as_ref().err().and_then(lost);
                 self.reports.send(Report::Drafted(job, result));
                 broken.map_or(Ok(()), Err)

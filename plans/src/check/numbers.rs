@@ -1,42 +1,63 @@
 //! The mode and its numbers: each within its bounds, and only where the mode reads it.
 
+use toml::Value;
+
 use super::Fault;
-use crate::error::PlanProblem;
+use crate::error::{PlanProblem, Position};
 use crate::mode::{
-    DRAFT_TOKENS_DEFAULT, DRAFT_TOKENS_MAX, LOOKUP_NGRAM_DEFAULT, LOOKUP_NGRAM_MAX, Mode, ModeKind,
-    WAIT_DEFAULT,
+    DRAFT_TOKENS_DEFAULT, DRAFT_TOKENS_MAX, DraftTokens, LOOKUP_NGRAM_DEFAULT, LOOKUP_NGRAM_MAX,
+    Mode, ModeKind, WAIT_DEFAULT,
 };
 use crate::spec::{At, PlanSpec};
 
 pub(super) fn mode(spec: &PlanSpec) -> Result<Mode, Fault> {
     let mode = spec.mode.value;
-    let refuse = |key: &'static str, given: &Option<At<i64>>| match given {
-        Some(given) => Err(PlanProblem::KeyNotForMode { key, mode }.at(given.at)),
+    let refuse = |key: &'static str, given: Option<Position>| match given {
+        Some(at) => Err(PlanProblem::KeyNotForMode { key, mode }.at(at)),
         None => Ok(()),
     };
     if mode == ModeKind::Plain {
-        refuse("draft_tokens", &spec.draft_tokens)?;
+        refuse("draft_tokens", spec.draft_tokens.as_ref().map(|given| given.at))?;
     }
     if mode != ModeKind::Overlap {
-        refuse("wait", &spec.wait)?;
+        refuse("wait", spec.wait.as_ref().map(|given| given.at))?;
     }
     if mode != ModeKind::Lookup {
-        refuse("lookup_ngram", &spec.lookup_ngram)?;
+        refuse("lookup_ngram", spec.lookup_ngram.as_ref().map(|given| given.at))?;
     }
     let draft_tokens = depth(spec)?;
     Ok(match mode {
         ModeKind::Plain => Mode::Plain,
         ModeKind::Sequential => Mode::Sequential { draft_tokens },
-        ModeKind::Overlap => Mode::Overlap { draft_tokens, wait: wait(spec, draft_tokens)? },
-        ModeKind::Lookup => Mode::Lookup { draft_tokens, ngram: ngram(spec)? },
+        ModeKind::Overlap => Mode::Overlap { draft_tokens, wait: wait(spec, draft_tokens.most())? },
+        ModeKind::Lookup => {
+            Mode::Lookup { draft_tokens: number(spec, draft_tokens)?, ngram: ngram(spec)? }
+        }
     })
 }
 
-fn depth(spec: &PlanSpec) -> Result<u32, Fault> {
-    match &spec.draft_tokens {
-        None => Ok(DRAFT_TOKENS_DEFAULT),
-        Some(given) => within(given, 1, DRAFT_TOKENS_MAX)
-            .ok_or_else(|| PlanProblem::Depth { given: given.value }.at(given.at)),
+fn depth(spec: &PlanSpec) -> Result<DraftTokens, Fault> {
+    let Some(At { value, at }) = &spec.draft_tokens else {
+        return Ok(DraftTokens::Fixed(DRAFT_TOKENS_DEFAULT));
+    };
+    match value {
+        Value::Integer(given) => {
+            let fixed = within(&At { value: *given, at: *at }, 1, DRAFT_TOKENS_MAX);
+            let problem = PlanProblem::Depth { given: *given };
+            fixed.map(DraftTokens::Fixed).ok_or_else(|| problem.at(*at))
+        }
+        Value::String(word) if word == "auto" => Ok(DraftTokens::Auto),
+        other => Err(PlanProblem::DepthWord { given: other.to_string() }.at(*at)),
+    }
+}
+
+/// The depth of a mode that takes a number only.
+fn number(spec: &PlanSpec, depth: DraftTokens) -> Result<u32, Fault> {
+    match (depth, &spec.draft_tokens) {
+        (DraftTokens::Auto, Some(given)) => {
+            Err(PlanProblem::AutoDepth { mode: spec.mode.value }.at(given.at))
+        }
+        (depth, _) => Ok(depth.most()),
     }
 }
 
