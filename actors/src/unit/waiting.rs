@@ -3,14 +3,14 @@
 //! A small model's job takes less than a millisecond, and waking a thread that sleeps takes a good part of that, twice a
 //! job. *Invariant:* nobody stays awake for longer than [`AWAKE_MAX`] without work, nor on a core that a unit computes with.
 
-use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use actix::prelude::Recipient;
 use crossbeam_channel::{Receiver, Sender, TryRecvError, unbounded};
-use outrider_plans::{PartitionPlan, UnitSpec};
+use outrider_plans::UnitSpec;
 
 use super::Report;
 
@@ -19,30 +19,69 @@ pub(super) const AWAKE_MAX: Duration = Duration::from_millis(3);
 /// Looks between two readings of the clock.
 const LOOKS: usize = 64;
 
-/// How to wait.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Waiting {
-    /// Asleep at once: the cores are all at work.
-    Asleep,
-    /// Awake for a moment first.
-    Awake,
+/// The cores of this machine, and how many units compute on each.
+#[derive(Debug)]
+pub struct Cores {
+    taken: Mutex<BTreeMap<usize, usize>>,
+    spare: AtomicBool,
+    count: usize,
 }
 
-impl Waiting {
-    /// What suits a plan here: awake if it runs on processor cores and leaves some idle.
-    pub fn of(plan: &PartitionPlan) -> Self {
-        let mut taken = BTreeSet::<usize>::new();
-        for unit in plan.units.values() {
-            let UnitSpec::Cpu { cores } = unit else { return Waiting::Asleep };
-            taken.extend(cores);
+impl Cores {
+    /// Nobody computes yet.
+    pub fn new() -> Arc<Self> {
+        let count = std::thread::available_parallelism().map_or(1, usize::from);
+        Arc::new(Self { taken: Mutex::default(), spare: AtomicBool::new(count > 0), count })
+    }
+
+    fn change(&self, cores: &[usize], change: impl Fn(usize) -> usize) {
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        for core in cores {
+            let users = taken.entry(*core).or_default();
+            *users = change(*users);
         }
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        if cores > taken.len() { Waiting::Awake } else { Waiting::Asleep }
+        taken.retain(|_, users| *users > 0);
+        self.spare.store(taken.len() < self.count, Ordering::Relaxed);
+    }
+}
+
+/// A unit's cores, taken for as long as it or its worker is there.
+#[derive(Debug)]
+struct Claim {
+    cores: Arc<Cores>,
+    own: Vec<usize>,
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.cores.change(&self.own, |users| users - 1);
+    }
+}
+
+/// How to wait: awake for a moment, if a unit of processor cores leaves some core idle.
+#[derive(Clone, Debug)]
+pub struct Waiting(Option<Arc<Claim>>);
+
+impl Waiting {
+    /// Asleep at once.
+    pub fn asleep() -> Self {
+        Self(None)
+    }
+
+    /// What suits a unit, beside the other units on these cores.
+    pub fn of(spec: &UnitSpec, cores: &Arc<Cores>) -> Self {
+        let UnitSpec::Cpu { cores: own } = spec else { return Self::asleep() };
+        cores.change(own, |users| users + 1);
+        Self(Some(Arc::new(Claim { cores: Arc::clone(cores), own: own.clone() })))
+    }
+
+    fn is_awake(&self) -> bool {
+        self.0.as_ref().is_some_and(|claim| claim.cores.spare.load(Ordering::Relaxed))
     }
 
     /// The next of a queue; `None` if nobody is left to send one.
-    pub(super) fn receive<T>(self, queue: &Receiver<T>) -> Option<T> {
-        if self == Waiting::Awake {
+    pub(super) fn receive<T>(&self, queue: &Receiver<T>) -> Option<T> {
+        if self.is_awake() {
             let start = Instant::now();
             while start.elapsed() < AWAKE_MAX {
                 for _ in 0..LOOKS {
@@ -102,9 +141,9 @@ impl Lookout {
     }
 
     /// A report will come. True if the actor is to begin to look for it, and is not looking yet.
-    pub(super) fn expect(&mut self, waiting: Waiting) -> bool {
+    pub(super) fn expect(&mut self, waiting: &Waiting) -> bool {
         self.expected += 1;
-        if waiting == Waiting::Asleep {
+        if !waiting.is_awake() {
             return false;
         }
         self.until = Some(Instant::now() + AWAKE_MAX);
@@ -137,5 +176,27 @@ impl Lookout {
             fence(Ordering::SeqCst);
         }
         over
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn units_wait_asleep_once_they_have_taken_every_core() {
+        let cores = Cores::new();
+        let all = UnitSpec::Cpu { cores: (0..cores.count).collect() };
+        let none = UnitSpec::Cpu { cores: Vec::new() };
+        let first = Waiting::of(&none, &cores);
+        assert!(first.is_awake());
+        let second = Waiting::of(&all, &cores);
+        let third = Waiting::of(&all, &cores);
+        assert!(!first.is_awake() && !second.is_awake());
+        drop(second);
+        assert!(!first.is_awake());
+        drop(third);
+        assert!(first.is_awake());
+        assert!(!Waiting::of(&UnitSpec::Sim, &cores).is_awake());
     }
 }
