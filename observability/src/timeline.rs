@@ -3,6 +3,8 @@
 //! *Invariant:* holds at most as many events as it was made for; the oldest make room.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_json::{Value, json};
 
@@ -52,6 +54,18 @@ impl Timeline {
         self.events.iter()
     }
 
+    /// The newest part: the events that end within `last_us` microseconds before the newest end. Events are recorded at
+    /// their ends, so only this part is looked at.
+    pub fn newest(&self, last_us: u64) -> Self {
+        let end = |event: &TimelineEvent| event.start_us + event.dur_us.unwrap_or(0);
+        let since = self.events.back().map_or(0, end).saturating_sub(last_us);
+        let rest = self.events.iter().rev().take_while(|event| end(event) >= since);
+        let mut events: VecDeque<_> = rest.cloned().collect();
+        events.make_contiguous().reverse();
+        let forgotten = self.forgotten + (self.events.len() - events.len()) as u64;
+        Self { events, events_max: self.events_max, forgotten }
+    }
+
     /// The events as a JSON object of the Trace Event Format: one thread for each lane, lanes in alphabetical order,
     /// complete events (`X`) for jobs and instant events (`i`) for marks.
     pub fn to_chrome_json(&self) -> String {
@@ -73,6 +87,43 @@ impl Timeline {
             "traceEvents": trace,
         })
         .to_string()
+    }
+}
+
+/// A timeline that several threads write to.
+#[derive(Clone, Debug)]
+pub struct SharedTimeline {
+    timeline: Arc<Mutex<Timeline>>,
+}
+
+impl SharedTimeline {
+    /// Remembers the last `events_max` events.
+    ///
+    /// Panics if that is none.
+    pub fn new(events_max: usize) -> Self {
+        Self { timeline: Arc::new(Mutex::new(Timeline::new(events_max))) }
+    }
+
+    /// Adds something that took time on a lane, in nanoseconds of the clock that all lanes share.
+    pub fn span(&self, lane: &str, name: String, at_ns: Range<u64>) {
+        let (start_us, end_us) = (at_ns.start / 1000, at_ns.end / 1000);
+        let event = TimelineEvent {
+            lane: lane.to_owned(),
+            name,
+            request: None,
+            start_us,
+            dur_us: Some(end_us.saturating_sub(start_us)),
+        };
+        self.timeline.lock().unwrap_or_else(PoisonError::into_inner).record(event);
+    }
+
+    /// See [`Timeline::to_chrome_json`]; the newest part alone if `last_us` says how much, see [`Timeline::newest`].
+    pub fn to_chrome_json(&self, last_us: Option<u64>) -> String {
+        let timeline = self.timeline.lock().unwrap_or_else(PoisonError::into_inner);
+        let copy = last_us.map_or_else(|| timeline.clone(), |last_us| timeline.newest(last_us));
+        // The text takes long to make: the writers get on meanwhile.
+        drop(timeline);
+        copy.to_chrome_json()
     }
 }
 
@@ -120,6 +171,17 @@ mod tests {
         assert_eq!(timeline.events().map(|e| e.start_us).collect::<Vec<_>>(), [3, 4]);
         let trace: Value = serde_json::from_str(&timeline.to_chrome_json()).unwrap();
         assert_eq!(trace["otherData"]["forgotten_events"], 3);
+    }
+
+    #[test]
+    fn the_newest_part_ends_where_all_ends() {
+        let mut timeline = Timeline::new(8);
+        assert_eq!(timeline.newest(100).events().count(), 0);
+        [0, 100, 200, 300].map(|t| timeline.record(job("cpu0", t)));
+        let newest = timeline.newest(100);
+        assert_eq!(newest.events().map(|e| e.start_us).collect::<Vec<_>>(), [200, 300]);
+        assert_eq!(newest.forgotten, 2);
+        assert_eq!(timeline.newest(u64::MAX).events().count(), 4);
     }
 
     #[test]

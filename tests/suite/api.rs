@@ -170,3 +170,28 @@ fn a_wrong_method_is_told_the_right_one() {
     let (status, _, answer) = service.send("POST", CHAT, &[], "{}");
     assert_eq!(status, 415, "{answer}");
 }
+
+#[test]
+fn a_prompt_that_begins_as_an_earlier_one_is_read_from_there_on_and_answered_alike() {
+    let texts: Vec<String> =
+        (0..3).map(|n| format!("{} {n}.", "The train is late.".repeat(4))).collect();
+    let ask = |service: &Service, text: &str| {
+        let prompt = format!(">>de<<{text}<sep>");
+        let body = json!({"prompt": prompt, "max_tokens": 40, "repetition_penalty": 1.1});
+        let (status, answer) = service.post("/v1/completions", &body);
+        assert_eq!(status, 200, "{answer}");
+        let found = answer["timings"]["cache_n"].as_u64().unwrap();
+        (answer["choices"][0]["text"].as_str().unwrap().to_owned(), found)
+    };
+    for mode in ["sequential", "overlap", "plain"] {
+        let forgets = Service::start(&["--mode", mode, "--prefix-cache", "false"]);
+        let reuses = Service::start(&["--mode", mode, "--parallel", "2"]);
+        for (index, text) in texts.iter().chain(&texts).enumerate() {
+            let (expected, none) = ask(&forgets, text);
+            let (answer, found) = ask(&reuses, text);
+            assert_eq!(answer, expected, "{mode}, {text}");
+            assert_eq!(none, 0);
+            assert_eq!(found > 0, index > 0, "{mode}: {found} of request {index}");
+        }
+    }
+}

@@ -19,4 +19,6 @@ mod process;
 mod service;
 mod soak;
 mod supervision;
+mod swap;
+mod swap_http;
 mod tidy;

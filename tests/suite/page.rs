@@ -26,7 +26,8 @@ fn a_text_is_written_with_coloured_tokens_and_both_models_are_seen_on_their_lane
     let Some((_service, browser)) = opened(DESK, TWO_UNITS) else { return };
     browser.click("#write");
     browser.await_true("document.querySelectorAll('#answer .drafted').length > 0");
-    browser.await_true("document.querySelector('#answer-note').textContent.includes('× the speed')");
+    browser
+        .await_true("document.querySelector('#answer-note').textContent.includes('× the speed')");
     let text = browser.value("document.querySelector('#answer').textContent");
     assert!(text.as_str().unwrap().contains("Installation"), "{text}");
     let read_out = browser.value("document.querySelector('#answer-text').textContent");
@@ -133,7 +134,8 @@ fn everything_is_reached_by_keyboard_and_has_a_name() {
 fn a_phone_needs_no_sideways_scrolling_and_both_schemes_have_contrast() {
     let Some((_service, browser)) = opened(PHONE, TWO_UNITS) else { return };
     browser.click("#write");
-    browser.await_true("document.querySelector('#answer-note').textContent.includes('× the speed')");
+    browser
+        .await_true("document.querySelector('#answer-note').textContent.includes('× the speed')");
     for scheme in ["light", "dark"] {
         browser.prefer("prefers-color-scheme", scheme);
         let widths = browser.value("[document.documentElement.scrollWidth, window.innerWidth]");

@@ -10,6 +10,8 @@ mod generate;
 mod logging;
 mod models;
 mod plan;
+mod plan_file;
+mod plan_remote;
 mod select;
 mod serve;
 mod settings;

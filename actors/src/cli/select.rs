@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use clap::Args;
+use clap::{ArgAction, Args};
 use outrider_observability::{BuildInfo, Registry};
 use outrider_pipeline::ModelSource;
+use outrider_pipeline::scheduler::Prefixes;
 use outrider_plans::{
     DraftTokens, Mode, ModeKind, ModelRole, PartitionPlan, PlanContext, default_plan,
     default_plan_in, shipped, shipped_plan,
@@ -42,6 +43,11 @@ pub struct Selection {
     /// Prompt tokens that may wait for a place, of all waiting requests together; more are answered 429.
     #[arg(long, value_name = "N", env = "OUTRIDER_QUEUE_TOKENS", default_value_t = 65_536)]
     pub queue_tokens: usize,
+    /// Keep the caches of finished requests until their places are needed: a prompt that begins as one of them is read
+    /// from there on.
+    #[arg(long, value_name = "YES", env = "OUTRIDER_PREFIX_CACHE", default_value_t = true)]
+    #[arg(action = ArgAction::Set)]
+    pub prefix_cache: bool,
     /// Positions of one sequence, prompt and answer together. Default: what the model was trained for, at most 4096.
     #[arg(long, value_name = "N", env = "OUTRIDER_CONTEXT")]
     pub context: Option<usize>,
@@ -79,6 +85,10 @@ impl Selection {
             parallel: self.parallel,
             queue: self.queue,
             queue_tokens: self.queue_tokens,
+            prefixes: match self.prefix_cache {
+                true => Prefixes::Reuse,
+                false => Prefixes::Forget,
+            },
             context: self.context,
         }
     }

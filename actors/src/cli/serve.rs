@@ -1,4 +1,4 @@
-//! `outrider serve`: loads, listens, and ends in order on SIGTERM or SIGINT.
+//! `outrider serve`: loads, listens, and ends in order on SIGTERM or SIGINT. SIGHUP reads the plan file again.
 //!
 //! *Invariant:* no door is open by mistake: beyond loopback it needs a key, or the operator's word that it needs none.
 
@@ -12,6 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing::{info, warn};
 
 use super::logging::LogArguments;
+use super::plan_file::{self, Watch};
 use super::{CliError, Selection, in_system};
 use crate::engine::Engine;
 use crate::gateway::{self, GatewayOptions, Keys};
@@ -65,6 +66,10 @@ pub(super) struct ServeArguments {
     #[arg(long, value_name = "S", env = "OUTRIDER_DEADLINE_S", default_value_t = 600)]
     #[arg(value_parser = clap::value_parser!(u64).range(1..=86_400))]
     deadline_s: u64,
+    /// Look at the plan file once a second and run what it says whenever it has changed. Needs a plan that is a file.
+    #[arg(long, env = "OUTRIDER_WATCH", num_args = 0..=1, default_missing_value = "true")]
+    #[arg(default_value_t = false, action = ArgAction::Set, value_name = "YES")]
+    watch: bool,
     /// How long open requests may take to end after SIGTERM, seconds.
     #[arg(long, value_name = "S", env = "OUTRIDER_DRAIN_S", default_value_t = 30)]
     drain_s: u64,
@@ -172,6 +177,14 @@ pub(super) fn run(arguments: ServeArguments) -> Result<(), CliError> {
         info!(keys = ?options.keys, "listening");
         actix::spawn(keep_up(engine.clone()));
         actix::spawn(end_in_order(engine.clone(), server.handle()));
+        let file = arguments.selection.plan.map(PathBuf::from).filter(|file| file.is_file());
+        if arguments.watch && file.is_none() {
+            return Err("--watch needs --plan with a file; a shipped plan does not change".into());
+        }
+        if let Some(file) = file {
+            let watch = if arguments.watch { Watch::EverySecond } else { Watch::OnHangUp };
+            actix::spawn(plan_file::follow(engine.clone(), file, watch));
+        }
         server.await?;
         info!("stopped listening; open requests have ended");
         engine.stop();

@@ -25,6 +25,8 @@ pub struct WireTimings {
     pub queue_ms: f64,
     /// Tokens of the prompt.
     pub prompt_n: u64,
+    /// Of these, how many were found in a cache that an earlier request had left.
+    pub cache_n: u64,
     /// Milliseconds from the first row to the first token.
     pub prompt_ms: f64,
     /// Tokens written.

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use utoipa::{IntoResponses, OpenApi};
 
 use super::error::ErrorBody;
-use super::{inference, operations, page, words};
+use super::{inference, operations, page, plan, words};
 
 /// The answers that any route may give instead of its own.
 #[derive(IntoResponses)]
@@ -28,12 +28,18 @@ pub(super) enum Refusals {
     /// The route does not take this method; `Allow` says which.
     #[response(status = 405)]
     MethodNotAllowed(ErrorBody),
+    /// Another plan runs than the one that was expected, or a swap is under way.
+    #[response(status = 409)]
+    Conflict(ErrorBody),
     /// The body is larger than allowed.
     #[response(status = 413)]
     TooLarge(ErrorBody),
     /// The body is not JSON.
     #[response(status = 415)]
     UnsupportedMedia(ErrorBody),
+    /// The plan is right, but cannot run here.
+    #[response(status = 422)]
+    CannotRun(ErrorBody),
     /// Too many requests wait; `Retry-After` says when to try again.
     #[response(status = 429)]
     QueueFull(ErrorBody),
@@ -43,6 +49,9 @@ pub(super) enum Refusals {
     /// An operator ended the request.
     #[response(status = 499)]
     Cancelled(ErrorBody),
+    /// The service contradicts itself.
+    #[response(status = 500)]
+    Failed(ErrorBody),
     /// No unit can serve at present, or the service is about to stop; `Retry-After` says when to try again.
     #[response(status = 503)]
     Unavailable(ErrorBody),
@@ -72,6 +81,11 @@ pub(super) enum Refusals {
         operations::devices,
         operations::requests,
         operations::cancel,
+        plan::show,
+        plan::put,
+        plan::history,
+        plan::rollback,
+        plan::timeline,
         openapi,
         page::page,
         page::part,

@@ -8,9 +8,11 @@ use actix_web::{HttpResponse, ResponseError};
 use outrider_devices::sampling::SamplingError;
 use outrider_observability::RejectionReason;
 use outrider_pipeline::scheduler::RejectReason;
+use outrider_plans::SwapError;
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use super::plan::status_of;
 use crate::request::Refusal;
 
 /// Why a request is not served.
@@ -36,6 +38,12 @@ pub enum ServeError {
     /// The engine did not take the request.
     #[error("{0}")]
     Refused(#[from] Refusal),
+    /// Another plan does not run.
+    #[error("{0}")]
+    Swap(#[from] SwapError),
+    /// The service contradicts itself.
+    #[error("{0}")]
+    Failed(String),
     /// The body is in a format that is not read.
     #[error("{0}")]
     UnsupportedMedia(String),
@@ -115,6 +123,12 @@ impl ServeError {
             Self::UnsupportedMedia(_) => (StatusCode::UNSUPPORTED_MEDIA_TYPE, invalid, None),
             Self::Cancelled => (client_closed_request(), invalid, Some("cancelled")),
             Self::Lost(_) => (StatusCode::SERVICE_UNAVAILABLE, "server_error", Some("unit_lost")),
+            Self::Failed(_) => (StatusCode::INTERNAL_SERVER_ERROR, "server_error", None),
+            Self::Swap(error) => {
+                let (status, code) = status_of(error);
+                let kind = if status.is_client_error() { invalid } else { "server_error" };
+                (status, kind, Some(code))
+            }
             Self::Refused(Refusal::Rejected(reason)) => match reason {
                 RejectReason::QueueFull { .. } => {
                     (StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", Some("queue_full"))
@@ -166,7 +180,8 @@ impl ServeError {
     /// Seconds after which the same request may be served.
     fn wait_s(&self) -> Option<u32> {
         match self {
-            Self::Refused(Refusal::Rejected(RejectReason::QueueFull { .. })) => Some(1),
+            Self::Refused(Refusal::Rejected(RejectReason::QueueFull { .. }))
+            | Self::Swap(SwapError::Busy | SwapError::Rebuilding { .. }) => Some(1),
             Self::Refused(Refusal::Draining | Refusal::Unavailable { .. }) | Self::Lost(_) => {
                 Some(5)
             }

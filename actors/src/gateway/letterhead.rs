@@ -44,6 +44,7 @@ pub fn wire_timings(statistics: &Statistics, timings: &Timings) -> WireTimings {
     WireTimings {
         queue_ms: timings.queue_ms,
         prompt_n: u64::from(statistics.prompt_n),
+        cache_n: u64::from(statistics.cached_n),
         prompt_ms: timings.prompt_ms,
         predicted_n: u64::from(statistics.predicted_n),
         predicted_ms: timings.predicted_ms,
@@ -69,6 +70,7 @@ impl Totals {
         usage.total_tokens = usage.prompt_tokens + usage.completion_tokens;
         total.queue_ms = total.queue_ms.max(one.queue_ms);
         total.prompt_n = one.prompt_n;
+        total.cache_n = total.cache_n.max(one.cache_n);
         total.prompt_ms = total.prompt_ms.max(one.prompt_ms);
         total.predicted_n += one.predicted_n;
         total.predicted_ms = total.predicted_ms.max(one.predicted_ms);

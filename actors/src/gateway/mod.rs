@@ -17,6 +17,7 @@ mod open_requests;
 mod openai;
 mod operations;
 mod page;
+mod plan;
 mod request_id;
 mod routes;
 mod words;
@@ -26,7 +27,7 @@ use std::time::{Duration, Instant};
 
 use actix_web::body::{EitherBody, MessageBody};
 use actix_web::dev::{ServiceRequest, ServiceResponse};
-use actix_web::error::{JsonPayloadError, PathError};
+use actix_web::error::JsonPayloadError;
 use actix_web::middleware::{Next, from_fn};
 use actix_web::{App, HttpRequest, HttpServer, ResponseError, web};
 use outrider_observability::{HttpMethod, RejectionReason};
@@ -102,7 +103,12 @@ pub fn listen(
             .app_data(head.clone())
             .app_data(json)
             .app_data(
-                web::PathConfig::default().error_handler(|error, _| path_error(&error).into()),
+                web::PathConfig::default()
+                    .error_handler(|error, _| unreadable("path", &error).into()),
+            )
+            .app_data(
+                web::QueryConfig::default()
+                    .error_handler(|error, _| unreadable("query", &error).into()),
             )
             .wrap(from_fn(keys::guarded))
             .wrap(from_fn(cross_origin::cross_origin))
@@ -164,8 +170,8 @@ fn body_error(error: &JsonPayloadError) -> ServeError {
     }
 }
 
-fn path_error(error: &PathError) -> ServeError {
-    ServeError::BadRequest { message: format!("the path is not valid: {error}"), param: None }
+fn unreadable(part: &str, error: &dyn std::error::Error) -> ServeError {
+    ServeError::BadRequest { message: format!("the {part} is not valid: {error}"), param: None }
 }
 
 /// Names, counts, times and logs each HTTP request, under the path of its route, so that labels stay bounded.

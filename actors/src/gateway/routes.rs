@@ -6,7 +6,7 @@ use actix_web::http::header::{ALLOW, HeaderValue};
 use actix_web::{HttpRequest, HttpResponse, Resource, ResponseError, web};
 
 use super::error::ServeError;
-use super::{document, inference, operations, page, words};
+use super::{document, inference, operations, page, plan, words};
 
 /// Every path with the methods that it takes.
 pub(super) const ROUTES: &[(&str, &str)] = &[
@@ -24,6 +24,10 @@ pub(super) const ROUTES: &[(&str, &str)] = &[
     ("/v1/devices", "GET"),
     ("/v1/requests", "GET"),
     ("/v1/requests/{id}", "DELETE"),
+    ("/v1/plan", "GET, PUT"),
+    ("/v1/plan/history", "GET"),
+    ("/v1/plan/rollback", "POST"),
+    ("/v1/timeline", "GET"),
     ("/openapi.json", "GET"),
     ("/", "GET"),
     ("/page/{part}", "GET"),
@@ -46,6 +50,8 @@ pub(super) enum Access {
 pub(super) fn access(pattern: Option<&str>) -> Access {
     match label(pattern) {
         "/health" | "/ready" | "/version" | "/openapi.json" | "other" => Access::Open,
+        // The page shows only what its reader's key opens.
+        "/" | "/page/{part}" => Access::Open,
         "/v1/chat/completions"
         | "/v1/completions"
         | "/v1/models"
@@ -85,6 +91,10 @@ pub(super) fn routes(config: &mut web::ServiceConfig) {
         .service(at("/v1/devices").route(web::get().to(operations::devices)))
         .service(at("/v1/requests").route(web::get().to(operations::requests)))
         .service(at("/v1/requests/{id}").route(web::delete().to(operations::cancel)))
+        .service(at("/v1/plan").route(web::get().to(plan::show)).route(web::put().to(plan::put)))
+        .service(at("/v1/plan/history").route(web::get().to(plan::history)))
+        .service(at("/v1/plan/rollback").route(web::post().to(plan::rollback)))
+        .service(at("/v1/timeline").route(web::get().to(plan::timeline)))
         .service(at("/openapi.json").route(web::get().to(document::openapi)))
         .service(at("/").route(web::get().to(page::page)))
         .service(at("/page/{part}").route(web::get().to(page::part)))

@@ -74,7 +74,7 @@ impl Scheduler {
         let (base, tokens) = (work.base, work.tokens);
         let share = Share { sequence: id, epoch: 0, base, picks: want.rows() };
         let sampling = sequence.sampling(ModelRole::Target);
-        Some((share, Segment { sequence: id, base, tokens, want, sampling }))
+        Some((share, Segment { sequence: sequence.slot(), base, tokens, want, sampling }))
     }
 
     fn run_draft(&mut self) -> Option<Action> {
@@ -104,7 +104,7 @@ impl Scheduler {
         let work = sequence.speculator.take_draft(rows)?;
         let share = Share { sequence: id, epoch: work.epoch, base: work.base, picks: 0 };
         let segment = Segment {
-            sequence: id,
+            sequence: sequence.slot(),
             base: work.base,
             tokens: work.tokens,
             want: Want::Picks(1),

@@ -19,6 +19,8 @@ mod batching;
 mod event;
 mod lane;
 mod sequence;
+mod shelf;
+mod warming;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -27,12 +29,14 @@ use outrider_devices::{Pick, SequenceId};
 use outrider_plans::ModelRole;
 
 pub use admission::{Admission, GenerationParams, RejectReason};
-pub use event::{Action, EmittedToken, Event, FinishReason, Statistics, Ticket};
+pub use event::{Action, EmittedToken, Event, FinishReason, Statistics, Takeover, Ticket};
 
 use crate::draft_policy::DraftPolicy;
 use crate::text::Detokenize;
 use lane::Lane;
 use sequence::Sequence;
+use shelf::Shelf;
+use warming::Warming;
 
 /// Makes a detokenizer for a new text.
 pub type DetokenizerFactory = Box<dyn Fn() -> Box<dyn Detokenize> + Send>;
@@ -53,6 +57,15 @@ pub enum Units {
     Separate,
     /// They share: batches of the two take turns, so that each is made as late as possible.
     Shared,
+}
+
+/// What becomes of the cache of a finished sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Prefixes {
+    /// It is kept until its place is needed: a prompt that begins as that text did takes it over.
+    Reuse,
+    /// It is given up.
+    Forget,
 }
 
 /// The frame within which a scheduler works.
@@ -76,6 +89,8 @@ pub struct SchedulerConfig {
     pub policy: DraftPolicy,
     /// Where the models run.
     pub units: Units,
+    /// What becomes of caches.
+    pub prefixes: Prefixes,
 }
 
 /// Decodes all sequences of a service.
@@ -86,6 +101,10 @@ pub struct Scheduler {
     sequences: BTreeMap<SequenceId, Sequence>,
     target: Lane,
     draft: Lane,
+    /// Caches of finished sequences.
+    shelf: Shelf,
+    /// Second sets of caches that are being filled.
+    warming: BTreeMap<ModelRole, Warming>,
     /// On shared units: whose batch goes next if both could.
     next: ModelRole,
     tickets: u64,
@@ -103,6 +122,8 @@ impl Scheduler {
             sequences: BTreeMap::new(),
             target: Lane::default(),
             draft: Lane::default(),
+            shelf: Shelf::default(),
+            warming: BTreeMap::new(),
             next: ModelRole::Target,
             tickets: 0,
         }
@@ -121,6 +142,7 @@ impl Scheduler {
             Event::DraftDone { ticket, drafted } => self.drafted(ticket, drafted),
             Event::Failed { role, ticket } => self.failed(role, ticket),
             Event::CachesLost { role } => {
+                self.clear_shelf(&mut actions);
                 self.sequences.values_mut().for_each(|s| s.speculator.cache_lost(role));
             }
             Event::Pause { role } => self.set_paused(role, true),
@@ -129,10 +151,22 @@ impl Scheduler {
                 self.config.policy = policy;
                 self.apply_policy();
             }
+            Event::Warm { role } => {
+                self.clear_shelf(&mut actions);
+                self.warm(role);
+            }
+            Event::WarmDone { role, ticket } => self.warm_done(role, ticket),
+            Event::StopWarming { role } => drop(self.warming.remove(&role)),
+            Event::Hold { role } => self.lane(role).held = true,
+            Event::CutOver(takeover) => {
+                self.clear_shelf(&mut actions);
+                self.cut_over(takeover);
+            }
         }
         self.release(&mut actions);
-        self.fill_slots();
+        self.fill_slots(&mut actions);
         self.dispatch(&mut actions);
+        self.dispatch_warm(&mut actions);
         actions
     }
 
@@ -246,19 +280,49 @@ impl Scheduler {
         let over: Vec<SequenceId> =
             self.sequences.iter().filter(|(_, s)| s.is_over()).map(|(&id, _)| id).collect();
         for sequence in over {
-            self.sequences.remove(&sequence);
+            if self.warming.values().any(|warming| warming.is_at_work_for(sequence)) {
+                continue;
+            }
+            let Some(over) = self.sequences.remove(&sequence) else { continue };
             self.target.leave(sequence);
             self.draft.leave(sequence);
-            actions.push(Action::Release { sequence });
+            let kept = over.into_kept();
+            // What a plan that takes over finds does not include the shelf.
+            if self.config.prefixes == Prefixes::Reuse && self.warming.is_empty() && kept.target > 0
+            {
+                self.shelf.put(kept);
+            } else {
+                actions.push(Action::Release { sequence: kept.slot });
+            }
         }
     }
 
-    fn fill_slots(&mut self) {
+    fn clear_shelf(&mut self, actions: &mut Vec<Action>) {
+        while let Some(slot) = self.shelf.drop_oldest() {
+            actions.push(Action::Release { sequence: slot });
+        }
+    }
+
+    /// The sequence that uses a slot: the name by which devices know a cache.
+    pub fn holder(&self, slot: SequenceId) -> Option<SequenceId> {
+        self.sequences.iter().find(|(_, sequence)| sequence.slot() == slot).map(|(&id, _)| id)
+    }
+
+    fn fill_slots(&mut self, actions: &mut Vec<Action>) {
         while self.sequences.len() < self.config.sequences_max {
             let Some((admission, length_max)) = self.queue.pop_front() else { return };
             let id = admission.sequence;
+            let found = self.shelf.take(&admission.prompt);
+            if self.sequences.len() + self.shelf.len() >= self.config.sequences_max
+                && let Some(slot) = self.shelf.drop_oldest()
+            {
+                actions.push(Action::Release { sequence: slot });
+            }
             let text = (self.detokenizers)();
             let mut sequence = Sequence::new(admission, length_max, &self.config, text);
+            if let Some(found) = found {
+                sequence.take_over(found);
+            }
             sequence.set_policy(self.policy());
             self.sequences.insert(id, sequence);
             self.target.join(id);

@@ -10,18 +10,22 @@ use outrider_plans::ModelRole;
 use super::SchedulerConfig;
 use super::admission::Admission;
 use super::event::{Action, EmittedToken, FinishReason, Statistics};
+use super::shelf::{Found, Kept};
 use crate::draft_policy::{DraftPolicy, Speculation};
 use crate::speculator::{Confirmed, End, Speculator, Task, Verdict};
 use crate::text::{Detokenize, TextStream};
 
 pub(super) struct Sequence {
     id: SequenceId,
+    /// The name by which devices know its caches.
+    slot: SequenceId,
     pub(super) speculator: Speculator,
     text: TextStream,
     speculation: Speculation,
     sampling: Arc<Sampling>,
     draft_sampling: Arc<Sampling>,
     prompt_n: u32,
+    cached_n: u32,
     predicted_n: u32,
 }
 
@@ -42,6 +46,8 @@ impl Sequence {
         let draft_sampling = Sampling { top_logprobs: 0, ..sampling.clone() };
         Self {
             id,
+            slot: id,
+            cached_n: 0,
             speculator: Speculator::new(task, config.policy.for_request(params.speculation)),
             text: TextStream::new(detokenizer, params.stop),
             speculation: params.speculation,
@@ -55,6 +61,29 @@ impl Sequence {
     /// Positions of its prompt and of what it has written.
     pub(super) fn positions(&self) -> u32 {
         self.prompt_n + self.predicted_n
+    }
+
+    /// Begins with the cache of a sequence that is over.
+    pub(super) fn take_over(&mut self, found: Found) {
+        self.slot = found.slot;
+        self.cached_n = found.target;
+        self.speculator.cache_moved(ModelRole::Target, found.target);
+        self.speculator.cache_moved(ModelRole::Draft, found.draft);
+    }
+
+    /// The name by which devices know its caches.
+    pub(super) fn slot(&self) -> SequenceId {
+        self.slot
+    }
+
+    /// What is left of a sequence that is over.
+    pub(super) fn into_kept(self) -> Kept {
+        Kept {
+            slot: self.slot,
+            target: self.speculator.target_cached(),
+            draft: self.speculator.draft_cached(),
+            tokens: self.speculator.confirmed().to_vec(),
+        }
     }
 
     pub(super) fn sampling(&self, role: ModelRole) -> Arc<Sampling> {
@@ -117,6 +146,7 @@ impl Sequence {
         let counts = self.speculator.counts();
         let statistics = Statistics {
             prompt_n: self.prompt_n,
+            cached_n: self.cached_n,
             predicted_n: self.predicted_n,
             draft_n: counts.offered,
             draft_n_accepted: counts.accepted,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use outrider_devices::{Pick, Sampling, SequenceId};
 use outrider_pipeline::scheduler::{
-    FinishReason, RejectReason, RoleLimits, Statistics, Ticket, Units,
+    FinishReason, Prefixes, RejectReason, RoleLimits, Statistics, Ticket, Units,
 };
 use outrider_pipeline::{
     Action, Admission, Detokenize, DraftPolicy, Event, GenerationParams, Scheduler,
@@ -68,6 +68,7 @@ pub(crate) fn config(policy: DraftPolicy) -> SchedulerConfig {
         sequences_max: 4,
         queue_max: 1000,
         queue_tokens_max: 1 << 20,
+        prefixes: Prefixes::Forget,
         target: RoleLimits { rows_max: 32, positions_max: 64 },
         draft: RoleLimits { rows_max: 32, positions_max: 64 },
         vocabulary: VOCABULARY,
@@ -224,6 +225,7 @@ impl World {
 
     fn act(&mut self, action: Action) {
         match action {
+            Action::RunWarm { .. } | Action::Warmed { .. } => panic!("no plan takes over here"),
             Action::RunTarget { ticket, batch } => {
                 let (rows, mut picks) = (batch.rows(), Vec::new());
                 assert!(rows <= self.config.target.rows_max as usize, "rows of the target");

@@ -26,7 +26,7 @@ async function send(path, { method = "GET", body, text: plain, signal } = {}) {
   const key = sessionStorage.getItem(KEY);
   if (key) headers.authorization = `Bearer ${key}`;
   if (body !== undefined) headers["content-type"] = "application/json";
-  if (plain !== undefined) headers["content-type"] = "text/plain; charset=utf-8";
+  if (plain !== undefined) headers["content-type"] = "application/toml";
   const sent = body === undefined ? plain : JSON.stringify(body);
   const answer = await fetch(path, { method, headers, body: sent, signal, cache: "no-store" });
   if (answer.ok) return answer;
