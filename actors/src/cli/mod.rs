@@ -3,10 +3,12 @@
 //! *Invariant:* a subcommand parses, calls and prints; what it prints about comes from the other crates.
 
 mod bench;
+mod calibrate;
 mod devices;
 mod generate;
 mod models;
 mod plan;
+mod search;
 mod select;
 mod serve;
 
@@ -18,6 +20,7 @@ use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
 pub use select::Selection;
+pub(crate) use select::build_info;
 
 /// Makes a language model answer faster on hardware you own: a small draft model rides ahead, the target model
 /// verifies, each on the compute unit where it belongs. The text is exactly what the target alone would write.
@@ -44,6 +47,8 @@ enum Command {
     /// Look into partition plans.
     #[command(subcommand)]
     Plan(plan::PlanCommand),
+    /// Measure this machine with these models, so that plans can be chosen and their speed foreseen.
+    Calibrate(calibrate::CalibrateArguments),
     /// Measure plans side by side on the same prompts.
     Bench(bench::BenchArguments),
 }
@@ -64,6 +69,7 @@ pub fn run() -> ExitCode {
         Some(Command::Devices(arguments)) => devices::run(&arguments),
         Some(Command::Models(command)) => models::run(command),
         Some(Command::Plan(command)) => plan::run(command),
+        Some(Command::Calibrate(arguments)) => calibrate::run(arguments),
         Some(Command::Bench(arguments)) => bench::run(arguments),
     };
     match done {

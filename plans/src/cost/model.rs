@@ -258,7 +258,8 @@ fn between((a, low): (u32, &UnitProfile), (b, high): (u32, &UnitProfile), k: u32
         memory: low.memory,
         roles: low.roles.iter().filter_map(role).collect(),
         around: super::profile::AroundJobs {
-            hop_ns: mix_u(x.hop_ns, y.hop_ns),
+            target_hop_ns: mix_u(x.target_hop_ns, y.target_hop_ns),
+            draft_hop_ns: mix_u(x.draft_hop_ns, y.draft_hop_ns),
             target_ns: mix_i(x.target_ns, y.target_ns),
             draft_ns: mix_i(x.draft_ns, y.draft_ns),
             target_after_draft_ns: mix_i(x.target_after_draft_ns, y.target_after_draft_ns),

@@ -3,6 +3,7 @@
 //! *Invariant:* a speed-up is over the best plain placement measured in the same run, and a text is compared with the
 //! plain text of the same target placement.
 
+mod check;
 mod report;
 
 use std::path::PathBuf;
@@ -17,6 +18,7 @@ use outrider_pipeline::Message;
 use outrider_pipeline::scheduler::{GenerationParams, Statistics};
 use outrider_plans::{Mode, ModeKind, PartitionPlan, default_plan_in};
 
+use super::calibrate::CalibrationPlace;
 use super::select::{build_info, named_plan};
 use super::{CliError, Selection, in_system, print_json};
 use crate::engine::{Engine, EngineOptions};
@@ -57,6 +59,12 @@ pub(super) struct BenchArguments {
     /// Seed of the noise.
     #[arg(long, value_name = "S", default_value_t = 0)]
     seed: u64,
+    /// Run plans that the cost model was not fitted on, and print foreseen beside measured speed. Calibrates first if no
+    /// calibration holds.
+    #[arg(long)]
+    check_forecast: bool,
+    #[command(flatten)]
+    place: CalibrationPlace,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -76,6 +84,9 @@ struct Contender {
 #[expect(clippy::print_stdout, reason = "the command's own output")]
 pub(super) fn run(arguments: BenchArguments) -> Result<(), CliError> {
     in_system(async move {
+        if arguments.check_forecast {
+            return check::run(&arguments).await;
+        }
         let report = measure(&arguments).await?;
         if arguments.json {
             return print_json(&report);
