@@ -73,6 +73,7 @@ impl Coordinator {
             }
         }
         self.ledger.load(self.scheduler.running(), self.scheduler.waiting());
+        self.ledger.cache_usage(self.scheduler.cache_usage());
         refusal
     }
 

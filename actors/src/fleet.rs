@@ -7,11 +7,13 @@ use std::sync::Arc;
 
 use outrider_devices::cpu::{CpuDevice, CpuOptions};
 use outrider_devices::discovery;
+use outrider_devices::gpu::{self, GpuAdapter, GpuSelector};
 use outrider_devices::reference::ReferenceDevice;
 use outrider_devices::sim::{RealDelay, SimDevice, SimOptions};
 use outrider_devices::{Device, DeviceError};
-use outrider_plans::{Core, Machine, PartitionPlan, UnitId, UnitSpec};
+use outrider_plans::{Adapter, AdapterKind, Core, Machine, PartitionPlan, UnitId, UnitSpec};
 
+use crate::gpu_tuning;
 use crate::unit::DeviceFactory;
 
 /// Memory that is assumed where the machine does not say: plans are then checked against what any board has.
@@ -36,9 +38,20 @@ pub fn machine() -> Machine {
     });
     Machine {
         cores: cores.collect(),
-        adapters: Vec::new(),
+        adapters: gpu::discover().usable().map(adapter).collect(),
         memory_bytes: found.memory_free().unwrap_or(MEMORY_UNKNOWN_BYTES),
     }
+}
+
+fn adapter(found: &GpuAdapter) -> Adapter {
+    let kind = match found.kind {
+        gpu::AdapterKind::Discrete | gpu::AdapterKind::Virtual => AdapterKind::Discrete,
+        gpu::AdapterKind::Integrated | gpu::AdapterKind::Other => AdapterKind::Integrated,
+        gpu::AdapterKind::Software => AdapterKind::Software,
+    };
+    let own = kind == AdapterKind::Discrete;
+    let memory_bytes = found.memory_bytes.filter(|_| own);
+    Adapter { name: found.name.clone(), kind, memory_bytes }
 }
 
 /// A factory for each unit of the plan.
@@ -53,8 +66,14 @@ fn factory(spec: &UnitSpec) -> DeviceFactory {
             Ok(Box::new(CpuDevice::new(options)?) as Box<dyn Device>)
         }),
         UnitSpec::Reference => Arc::new(|| Ok(Box::new(ReferenceDevice) as Box<dyn Device>)),
-        UnitSpec::Gpu { name, .. } => Arc::new(move || {
-            let detail = "this build drives no GPU; use a cpu unit".to_owned();
+        UnitSpec::Gpu { adapter, name } => Arc::new(move || {
+            let device = gpu_tuning::open(&GpuSelector::Index(adapter))?;
+            let found = &device.adapter().name;
+            if *found == name {
+                return Ok(Box::new(device) as Box<dyn Device>);
+            }
+            // Adapters come and go, with a driver's restart or an unplugged card.
+            let detail = format!("adapter {adapter} is {found} now; see `outrider devices`");
             Err(DeviceError::Unsupported { device: name.clone(), detail })
         }),
         UnitSpec::Sim => Arc::new(|| {

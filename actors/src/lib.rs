@@ -15,6 +15,7 @@ pub mod engine;
 pub mod fleet;
 pub mod foresight;
 pub mod gateway;
+mod gpu_tuning;
 mod ledger;
 pub mod messages;
 pub mod meter;
