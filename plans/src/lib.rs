@@ -5,6 +5,7 @@
 //!
 //! *Invariant:* pure data and arithmetic. Nothing here knows a device, an actor or a clock.
 
+pub mod board;
 pub mod check;
 pub mod context;
 pub mod cost;
@@ -21,6 +22,7 @@ pub mod shipped;
 pub mod spec;
 mod wording;
 
+pub use board::{Board, BoardError, shipped_boards};
 pub use context::{CacheLimits, HeadWeights, ModelShape, PlanContext, StageMemory};
 pub use cost::{
     Acceptance, CostModel, Costs, Forecast, ForecastError, LinkProfile, TimeTable, UnitClass,
