@@ -4,13 +4,13 @@
 
 use std::sync::Arc;
 
-use outrider_pipeline::rehearsal::Rehearsal;
+use outrider_pipeline::rehearsal::{Course, Rehearsal};
 use outrider_plans::cost::{ForecastError, LinkProfile};
 use outrider_plans::search::{self, Forecaster, Found, Objective, Space, Wanted};
 use outrider_plans::{CostModel, Forecast, Mode, ModelRole, PartitionPlan, PlanContext, Workload};
 
 use crate::calibrate::Calibration;
-use crate::engine::{EngineLimits, rules};
+use crate::engine::{EngineLimits, frame};
 use crate::pair::Pair;
 
 /// Texts of a quick forecast.
@@ -47,10 +47,21 @@ impl Foresight {
         calibration: &Calibration,
         concurrent: usize,
     ) -> Self {
+        let workload = calibration.workload().with_concurrency(concurrent);
+        let known = (calibration.model.clone(), limits.plan_context(pair));
+        Self::of_pair(pair, limits, known, workload)
+    }
+
+    /// For a pair of models, from any times.
+    pub fn of_pair(
+        pair: &Pair,
+        limits: EngineLimits,
+        (model, context): (CostModel, PlanContext),
+        workload: Workload,
+    ) -> Self {
         let config = pair.target.config();
         let tokens = (config.shape.vocabulary as u32, config.special.eos.iter().copied().collect());
-        let workload = calibration.workload().with_concurrency(concurrent);
-        Self::new(calibration.model.clone(), limits.plan_context(pair), workload, tokens, limits)
+        Self::new(model, context, workload, tokens, limits)
     }
 
     /// For any machine. `tokens` are the number of tokens and those that end a text.
@@ -82,9 +93,26 @@ impl Foresight {
         workload: &Workload,
         plan: &PartitionPlan,
     ) -> Result<Forecast, ForecastError> {
+        self.rehearse(model, workload, |rehearsal| rehearsal.forecast(plan))
+    }
+
+    /// How decoding would go under `plan`.
+    ///
+    /// # Errors
+    /// See [`ForecastError`].
+    pub fn course(&self, plan: &PartitionPlan) -> Result<Course, ForecastError> {
+        self.rehearse(&self.model, &self.workload, |rehearsal| rehearsal.course(plan))
+    }
+
+    fn rehearse<T>(
+        &self,
+        model: &CostModel,
+        workload: &Workload,
+        play: impl FnOnce(&Rehearsal<'_>) -> T,
+    ) -> T {
         let positions = self.context.caches.positions_max;
-        let of = |plan: &PartitionPlan| rules(plan, self.tokens.clone(), self.limits, positions);
-        Rehearsal { model, context: &self.context, workload, rules: &of }.forecast(plan)
+        let rules = |plan: &PartitionPlan| frame(plan, self.tokens.clone(), self.limits, positions);
+        play(&Rehearsal { model, context: &self.context, workload, rules: &rules })
     }
 
     /// The best plans for this machine.
@@ -191,15 +219,7 @@ impl Foresight {
 
 impl Forecaster for Foresight {
     fn quick(&self, plan: &PartitionPlan) -> Result<Forecast, ForecastError> {
-        let positions = self.context.caches.positions_max;
-        let of = |plan: &PartitionPlan| rules(plan, self.tokens.clone(), self.limits, positions);
-        let rehearsal = Rehearsal {
-            model: &self.model,
-            context: &self.context,
-            workload: &self.quick,
-            rules: &of,
-        };
-        rehearsal.forecast(plan)
+        self.with(&self.model, &self.quick, plan)
     }
 
     fn full(&self, plan: &PartitionPlan) -> Result<Forecast, ForecastError> {

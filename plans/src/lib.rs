@@ -20,6 +20,7 @@ pub mod role;
 pub mod search;
 pub mod shipped;
 pub mod spec;
+pub mod swap;
 mod wording;
 
 pub use board::{Board, BoardError, shipped_boards};
@@ -38,3 +39,4 @@ pub use role::{ModelRole, StageId, UnitId};
 pub use search::{Candidate, Composition, Objective};
 pub use shipped::{ShippedPlan, shipped, shipped_plan};
 pub use spec::PlanSpec;
+pub use swap::{Caches, Proposal, Reason, Swap, SwapError, SwapReport};

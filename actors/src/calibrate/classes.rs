@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 
 use outrider_plans::{Adapter, AdapterKind, Machine, UnitClass, UnitSpec};
 
-/// Classes and, for each, hardware to measure it on. Cores of each cluster by 1, 2, 4, .. and all of them; all big cores
+/// Classes and, for each, hardware to measure it on. Cores of each cluster by 1, 2, 4, .., all of them and
+/// all but one; all big cores
 /// together if they are of several clusters; every adapter.
 pub fn classes(machine: &Machine) -> Vec<(UnitClass, UnitSpec)> {
     let mut found: BTreeMap<UnitClass, UnitSpec> = BTreeMap::new();
@@ -18,6 +19,10 @@ pub fn classes(machine: &Machine) -> Vec<(UnitClass, UnitSpec)> {
         while count < cores.len() {
             add(cpu(&cores[..count]));
             count *= 2;
+        }
+        // A core is best left to everything else where there are many.
+        if let Some(most) = cores.len().checked_sub(1).filter(|most| *most > 0) {
+            add(cpu(&cores[..most]));
         }
         add(cpu(&cores));
     }
@@ -48,6 +53,13 @@ pub(super) fn pairs(machine: &Machine) -> Vec<(UnitSpec, UnitSpec)> {
         found.push((gpu, cpu(&cores)));
     }
     found
+}
+
+/// Two halves of the fastest cluster.
+pub(super) fn halves(machine: &Machine) -> Option<(UnitSpec, UnitSpec)> {
+    let cores = clusters(machine).into_values().next()?;
+    let (front, back) = cores.split_at(cores.len().div_ceil(2));
+    (!back.is_empty()).then(|| (cpu(front), cpu(back)))
 }
 
 /// Whole cores of each cluster, best first.
@@ -83,7 +95,10 @@ mod tests {
     #[test]
     fn core_counts_double_up_to_all() {
         assert_eq!(names(&Machine::uniform(1, 0)), ["cpu:0x1"]);
-        assert_eq!(names(&Machine::uniform(6, 0)), ["cpu:0x1", "cpu:0x2", "cpu:0x4", "cpu:0x6"]);
+        assert_eq!(
+            names(&Machine::uniform(6, 0)),
+            ["cpu:0x1", "cpu:0x2", "cpu:0x4", "cpu:0x5", "cpu:0x6"]
+        );
         assert_eq!(pairs(&Machine::uniform(1, 0)).len(), 0);
         assert_eq!(pairs(&Machine::uniform(6, 0)).len(), 2);
     }

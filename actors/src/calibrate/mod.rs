@@ -18,19 +18,21 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use outrider_devices::{DeviceError, SlotLimits};
+use outrider_pipeline::rehearsal::Course;
 use outrider_plans::cost::{AroundJobs, Contention, LinkProfile, MemoryDomain, SampleText};
 use outrider_plans::search::Composition;
 use outrider_plans::{
     CostModel, DraftTokens, Mode, ModelRole, PartitionPlan, PlanContext, PlanError, UnitClass,
-    UnitKind, UnitProfile, UnitSpec, Workload,
+    UnitProfile, UnitSpec, Workload,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::engine::{EngineError, EngineLimits, PromptError};
+use crate::foresight::Foresight;
 use crate::pair::Pair;
 use crate::request::Refusal;
 use loops::{Ask, Profiles};
-use rounds::{Answered, Probe};
+use rounds::{Answered, Clocked, Probe};
 
 pub use classes::classes;
 pub use loops::LoopError;
@@ -43,8 +45,14 @@ pub const VERSION: u32 = 1;
 const DEPTH: u32 = 4;
 /// Most tokens of an answer.
 const TOKENS_MAX: u32 = 48;
-/// Prompts of a run that only clocks jobs.
-const CLOCKED_PROMPTS: usize = 10;
+/// Least number of prompts of a run that clocks jobs.
+const CLOCKED_PROMPTS_MIN: usize = 8;
+/// Time after which such a run takes no more prompts.
+const CLOCKED_TIME: Duration = Duration::from_millis(1500);
+/// Prompts that warm an engine up.
+const WARM_UP: usize = 2;
+/// Rounds of fitting two slow-downs that depend on each other.
+const FITTING_ROUNDS: usize = 6;
 
 /// Everything that was measured, and on what.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -139,6 +147,7 @@ pub async fn calibrate(
         model: CostModel::default(),
         left_out: BTreeMap::new(),
         done: 0,
+        texts: Vec::new(),
         all: 2 * classes.len() + pairs.len() + 2,
         options,
         begun,
@@ -152,28 +161,23 @@ pub async fn calibrate(
         let reasons: Vec<_> = session.left_out.values().cloned().collect();
         return Err(CalibrateError::NoUnit(reasons.join("; ")));
     }
-    let mut answers = Vec::new();
     let main = session.main_class(&classes);
+    session.tell("what the target answers, and what the draft says");
+    let answers = session.answers(&session.plain(&main.1)?, Duration::MAX).await?;
+    session.texts = texts::guessed(pair, &main.1, session.slots(), answers)?;
     for (class, spec) in &classes {
         session.tell(&format!("{class}: in the engine"));
-        if !session.model.units.contains_key(class) {
-            continue;
-        }
-        let prompts = if *class == main { usize::MAX } else { CLOCKED_PROMPTS };
-        let answered = session.in_engine(class, spec, prompts).await?;
-        if *class == main {
-            answers = answered;
+        if session.model.units.contains_key(class) {
+            session.in_engine(class, spec).await?;
         }
     }
+    session.tell("a split model");
     session.between_units().await?;
     for (target, draft) in &pairs {
-        session.tell("two units at once");
-        session.at_once(target, draft).await?;
+        session.tell("a unit for each model");
+        session.apart(target, draft).await?;
     }
-    session.tell("what the draft says");
-    let spec = classes.iter().find(|(class, _)| *class == main).map(|(_, spec)| spec.clone());
-    let spec = spec.expect("the main class is one of them");
-    let texts = texts::guessed(pair, &session.plain(&spec)?, session.slots(), answers)?;
+    let texts = std::mem::take(&mut session.texts);
     let Session { model, left_out, .. } = session;
     Ok(Calibration {
         version: VERSION,
@@ -193,6 +197,8 @@ struct Session<'a> {
     context: &'a PlanContext,
     model: CostModel,
     left_out: BTreeMap<UnitClass, String>,
+    /// The prompts' texts, in their order.
+    texts: Vec<SampleText>,
     done: usize,
     all: usize,
     options: Options<'a>,
@@ -238,20 +244,19 @@ impl Session<'_> {
     }
 
     /// The class whose answers become the texts: of those measured the one with the quickest pass.
-    fn main_class(&self, classes: &[(UnitClass, UnitSpec)]) -> UnitClass {
+    fn main_class(&self, classes: &[(UnitClass, UnitSpec)]) -> (UnitClass, UnitSpec) {
         let speed = |class: &UnitClass| {
             let profile = self.model.units.get(class)?;
             Some(profile.roles.get(&ModelRole::Target)?.verify.at_ns(1, 0))
         };
-        let timed = classes.iter().filter_map(|(class, _)| Some((speed(class)?, class.clone())));
-        timed.min().map(|(_, class)| class).expect("a class was measured")
+        let timed = classes.iter().filter_map(|class| Some((speed(&class.0)?, class)));
+        timed.min().map(|(_, class)| class.clone()).expect("a class was measured")
     }
 
     /// Measures a class in a loop, on a thread of its own, where the device lives.
     fn in_loops(&mut self, class: &UnitClass, spec: &UnitSpec, budget: Duration) {
         let measured = self.plain(spec).map_err(CalibrateError::from).and_then(|plan| {
-            let factory = crate::fleet::factories(&plan).into_values().next();
-            let factory = factory.expect("a plain plan has one unit");
+            let factory = crate::fleet::factory(plan.units.values().next().expect("one unit"));
             let ask = Ask { pair: self.pair.clone(), limits: self.slots(), budget };
             let body = move || -> Result<Profiles, LoopError> {
                 let mut device = factory()?;
@@ -291,80 +296,153 @@ impl Session<'_> {
         }
     }
 
-    /// Answers some of the prompts under a plan, one after the other.
+    /// Answers prompts under a plan, one after the other, all of them or as many as can be had in `time`.
     async fn answers(
         &self,
         plan: &PartitionPlan,
-        prompts: usize,
+        time: Duration,
     ) -> Result<Vec<Answered>, CalibrateError> {
         let probe = Probe::start(self.pair, plan, self.limits).await?;
         let mut answers = Vec::new();
         let texts = &self.options.prompts;
-        // The first answer warms up.
-        for text in texts.iter().take(1).chain(texts.iter().take(prompts)) {
+        // The first answers warm up.
+        for text in texts.iter().take(WARM_UP) {
+            probe.answer(text, TOKENS_MAX).await?;
+        }
+        let begun = Instant::now();
+        for text in texts {
+            if answers.len() >= CLOCKED_PROMPTS_MIN && begun.elapsed() > time {
+                break;
+            }
             answers.push(probe.answer(text, TOKENS_MAX).await?);
         }
         probe.stop();
-        answers.remove(0);
         Ok(answers)
     }
 
-    /// What lies around jobs on units of a class. Returns the plain answers.
+    /// Runs a plan with every job clocked.
+    async fn clocked(&self, plan: &PartitionPlan) -> Result<(Clocked, usize), CalibrateError> {
+        let answers = self.answers(plan, CLOCKED_TIME).await?;
+        Ok((Clocked::of(&answers, self.layers()), answers.len()))
+    }
+
+    /// How the first texts go under a plan by what is known so far, without hops.
+    fn rehearsed(&self, plan: &PartitionPlan, texts: usize) -> Course {
+        let mut model = self.model.clone();
+        for unit in model.units.values_mut() {
+            (unit.around.target_hop_ns, unit.around.draft_hop_ns) = (0, 0);
+        }
+        let workload = Workload::single(self.texts[..texts.min(self.texts.len())].to_vec());
+        let foresight =
+            Foresight::of_pair(self.pair, self.limits, (model, self.context.clone()), workload);
+        foresight.course(plan).expect("its units were just measured")
+    }
+
+    /// What lies around jobs on units of a class.
     async fn in_engine(
         &mut self,
         class: &UnitClass,
         spec: &UnitSpec,
-        prompts: usize,
-    ) -> Result<Vec<Answered>, CalibrateError> {
+    ) -> Result<(), CalibrateError> {
         let plain = self.plain(spec)?;
-        let answers = self.answers(&plain, prompts).await?;
-        let times = self.model.times(&plain, self.context).expect("it was just measured");
-        let mut around = rounds::around_plain(&times, &answers);
-        if self.pair.draft.is_some() {
-            let mode = Mode::Sequential { draft_tokens: DraftTokens::Fixed(DEPTH) };
-            let turns = self.drafting(mode, spec, spec)?;
-            let times = self.model.times(&turns, self.context).expect("it was just measured");
-            let answers = self.answers(&turns, CLOCKED_PROMPTS).await?;
-            around = rounds::around_turns(around, &times, &answers);
+        let (clocked, texts) = self.clocked(&plain).await?;
+        let course = self.rehearsed(&plain, texts);
+        let (target_hop_ns, _) = clocked.hops_ns;
+        let around = AroundJobs {
+            target_hop_ns,
+            draft_hop_ns: target_hop_ns,
+            target_ns: rounds::excess(clocked.target, (course.jobs.0, course.jobs_ns.0)),
+            request_ns: clocked.request_ns,
+            ..AroundJobs::default()
+        };
+        self.around(class, around);
+        if self.pair.draft.is_none() {
+            return Ok(());
         }
-        let profile = self.model.units.get_mut(class).expect("it was just measured");
-        profile.around = around;
-        Ok(answers)
+        let mode = Mode::Sequential { draft_tokens: DraftTokens::Fixed(DEPTH) };
+        let turns = self.drafting(mode, spec, spec)?;
+        let (clocked, texts) = self.clocked(&turns).await?;
+        let course = self.rehearsed(&turns, texts);
+        // What a round hops more than twice a plain one's goes with the draft.
+        let both = clocked.hops_ns.0 + clocked.hops_ns.1;
+        let around = AroundJobs {
+            draft_hop_ns: both.saturating_sub(target_hop_ns),
+            target_after_draft_ns: rounds::excess(
+                clocked.target,
+                (course.jobs.0, course.jobs_ns.0),
+            ),
+            draft_after_target_ns: rounds::excess(clocked.draft, (course.jobs.1, course.jobs_ns.1)),
+            ..around
+        };
+        self.around(class, around);
+        Ok(())
     }
 
-    /// What a message from one unit to the next of a split model takes.
+    fn around(&mut self, class: &UnitClass, around: AroundJobs) {
+        self.model.units.get_mut(class).expect("it was just measured").around = around;
+    }
+
+    /// What a stage on another unit costs: the message, and waking that unit up.
     async fn between_units(&mut self) -> Result<(), CalibrateError> {
-        self.tell("a split model");
-        let Some((front, back)) = classes::pairs(&self.context.machine).into_iter().next() else {
-            return Ok(());
-        };
+        let Some((front, back)) = classes::halves(&self.context.machine) else { return Ok(()) };
         let layers = self.layers();
-        if layers < 2 || front.kind() != UnitKind::Cpu {
+        if layers < 2 {
             return Ok(());
         }
         let target = vec![(0, layers / 2), (1, layers - layers / 2)];
         let split =
             Composition { mode: Mode::Plain, units: vec![front, back], target, draft: None };
         let plan = split.plan("calibration", self.context)?;
-        let answers = self.answers(&plan, CLOCKED_PROMPTS).await?;
-        let latency_ns = rounds::between_stages(&answers);
+        if self.model.times(&plan, self.context).is_err() {
+            return Ok(());
+        }
+        let (clocked, texts) = self.clocked(&plan).await?;
+        let course = self.rehearsed(&plan, texts);
+        let slower = rounds::excess(clocked.target, (course.jobs.0, course.jobs_ns.0)).max(0);
+        let latency_ns = clocked.between_ns + slower as u64;
         self.model.link_default = LinkProfile { latency_ns, bytes_per_second: 0 };
         Ok(())
     }
 
-    /// How much two units slow each other down.
-    async fn at_once(&mut self, target: &UnitSpec, draft: &UnitSpec) -> Result<(), CalibrateError> {
-        let mode = Mode::Overlap { draft_tokens: DraftTokens::Fixed(DEPTH), wait: 1 };
-        let plan = self.drafting(mode, target, draft)?;
-        let Ok(times) = self.model.times(&plan, self.context) else { return Ok(()) };
-        let answers = self.answers(&plan, CLOCKED_PROMPTS).await?;
+    /// What two units do to each other that hold a model each: taking turns, and at the same time.
+    async fn apart(&mut self, target: &UnitSpec, draft: &UnitSpec) -> Result<(), CalibrateError> {
+        let turns = Mode::Sequential { draft_tokens: DraftTokens::Fixed(DEPTH) };
+        let turns = self.drafting(turns, target, draft)?;
+        let overlap = Mode::Overlap { draft_tokens: DraftTokens::Fixed(DEPTH), wait: 1 };
+        let overlap = self.drafting(overlap, target, draft)?;
+        if self.model.times(&overlap, self.context).is_err() {
+            return Ok(());
+        }
         let class = |spec| UnitClass::of(spec, &self.context.machine);
-        let (target, draft) = (class(target), class(draft));
-        let own = |class| self.model.profile(class).map_or(0, |profile| profile.around.target_ns);
-        let (target_permille, draft_permille) =
-            rounds::slowdown(&times, &answers, (own(&target), 0));
-        let found = Contention { target, draft, target_permille, draft_permille };
-        self.model.contention.push(found);
+        self.model.contention.push(Contention {
+            target: class(target),
+            draft: class(draft),
+            target_permille: 1000,
+            draft_permille: 1000,
+            target_apart_ns: 0,
+            draft_apart_ns: 0,
+        });
+        let (clocked, texts) = self.clocked(&turns).await?;
+        let course = self.rehearsed(&turns, texts);
+        let hops = self
+            .model
+            .times(&turns, self.context)
+            .map_or(0, |times| times.hop_ns(ModelRole::Target) + times.hop_ns(ModelRole::Draft));
+        // Hops between sleeping units may be longer than those within one.
+        let hopping = (clocked.hops_ns.0 + clocked.hops_ns.1) as i64 - hops as i64;
+        let found = self.model.contention.last_mut().expect("it was just pushed");
+        found.target_apart_ns =
+            rounds::excess(clocked.target, (course.jobs.0, course.jobs_ns.0)) + hopping;
+        found.draft_apart_ns = rounds::excess(clocked.draft, (course.jobs.1, course.jobs_ns.1));
+        let (clocked, texts) = self.clocked(&overlap).await?;
+        for _ in 0..FITTING_ROUNDS {
+            let course = self.rehearsed(&overlap, texts);
+            let found = self.model.contention.last_mut().expect("it was just pushed");
+            let foreseen = [(course.jobs.0, course.jobs_ns.0), (course.jobs.1, course.jobs_ns.1)];
+            found.target_permille =
+                rounds::slower(found.target_permille, clocked.target, foreseen[0]);
+            found.draft_permille = rounds::slower(found.draft_permille, clocked.draft, foreseen[1]);
+        }
         Ok(())
     }
 }

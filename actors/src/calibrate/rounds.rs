@@ -1,8 +1,9 @@
 //! What a loop cannot tell: what lies around jobs in the running engine, and how much two units slow each other.
 //!
-//! A few plans are run on the calibration's own prompts with every job clocked. The gaps between jobs are hops; what a job takes
-//! longer than in the loop is the engine's, the other model's on the same unit, or the other unit's. *Invariant:* the
-//! engine that is measured is the one that serves.
+//! A few plans are run on the calibration's own prompts with every job clocked, and rehearsed on the same texts. The gaps
+//! between jobs are hops; what jobs take longer than in the rehearsal is the engine's, the other model's on the same
+//! unit, or the other unit's. Means, not medians: what stalls now and then costs time too. *Invariant:* the engine that is
+//! measured is the one that serves.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,14 +12,12 @@ use crossbeam_channel::Receiver;
 use outrider_observability::Registry;
 use outrider_pipeline::Message;
 use outrider_pipeline::scheduler::GenerationParams;
-use outrider_plans::cost::{AroundJobs, Before, DraftShape, PassShape, PlanTimes, StageTimes};
 use outrider_plans::{ModelRole, PartitionPlan};
 use tokio::sync::mpsc;
 
 use super::CalibrateError;
-use super::loops::median;
 use crate::engine::{Engine, EngineLimits, EngineOptions};
-use crate::meter::{StageTiming, Work};
+use crate::meter::StageTiming;
 use crate::pair::Pair;
 use crate::request::RequestEvent;
 
@@ -104,109 +103,95 @@ impl Probe {
     }
 }
 
-/// What a job takes in a loop of nothing else.
-fn in_a_loop(times: &PlanTimes, job: &StageTiming) -> u64 {
-    let chain = if job.stage.role == ModelRole::Target { &times.target } else { &times.draft };
-    let stage = chain.iter().find(|stage| stage.stage == job.stage);
-    stage.map_or(0, |stage| of_stage(stage, job.work))
+/// Sums over the jobs of some answers.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Clocked {
+    /// Jobs of the target and their time. Stages of a split model count as one job.
+    pub(super) target: (u64, u64),
+    /// Jobs of the draft and their time.
+    pub(super) draft: (u64, u64),
+    /// Mean gap after a pass of the target, and after a draft job, before whatever came next.
+    pub(super) hops_ns: (u64, u64),
+    /// Mean gap between two stages of a pass.
+    pub(super) between_ns: u64,
+    /// Mean time of a request outside of its jobs and the gaps between them.
+    pub(super) request_ns: u64,
 }
 
-fn of_stage(stage: &StageTimes, work: Work) -> u64 {
-    let Work { rows, head_rows, steps, context } = work;
-    let first = PassShape { rows, head_rows, context, before: Before::Same };
-    let further = vec![1; steps.saturating_sub(1) as usize];
-    stage.compute_ns(rows, head_rows, context)
-        + stage.further_steps_ns(&DraftShape { first, further })
+impl Clocked {
+    /// Adds up what was clocked while `layers` layers of the target ran.
+    pub(super) fn of(answers: &[Answered], layers: usize) -> Self {
+        let mut sums = Self::default();
+        let (mut after_target, mut after_draft, mut between) =
+            (Mean::default(), Mean::default(), Mean::default());
+        let mut outside = Mean::default();
+        for Answered { jobs, lasted: whole, .. } in answers {
+            for job in jobs {
+                match job.stage.role {
+                    ModelRole::Target => {
+                        sums.target.0 += u64::from(job.stage.layer_end == layers);
+                        sums.target.1 += lasted(job);
+                    }
+                    ModelRole::Draft => {
+                        sums.draft.0 += 1;
+                        sums.draft.1 += lasted(job);
+                    }
+                }
+            }
+            for pair in jobs.windows(2) {
+                let gap = pair[1].at_ns.start.saturating_sub(pair[0].at_ns.end);
+                match pair[0].stage {
+                    stage if stage.role == ModelRole::Draft => after_draft.add(gap),
+                    stage if stage.layer_end == layers => after_target.add(gap),
+                    _ => between.add(gap),
+                }
+            }
+            if let (Some(first), Some(last)) =
+                (jobs.first(), jobs.iter().map(|job| job.at_ns.end).max())
+            {
+                let inside = last - first.at_ns.start;
+                outside.add((whole.as_nanos() as u64).saturating_sub(inside));
+            }
+        }
+        sums.hops_ns = (after_target.get(), after_draft.get());
+        sums.between_ns = between.get();
+        // The last job's hop is a part of the request's end.
+        sums.request_ns = outside.get().saturating_sub(sums.hops_ns.0);
+        sums
+    }
 }
 
 fn lasted(job: &StageTiming) -> u64 {
     job.at_ns.end - job.at_ns.start
 }
 
-/// How much longer the jobs of `role` took than in a loop, median.
-fn excess(times: &PlanTimes, answers: &[Answered], role: ModelRole) -> i64 {
-    let jobs = answers.iter().flat_map(|answered| &answered.jobs);
-    // Pieces of prompts come once a text, and are left to the table.
-    let decoding = jobs.filter(|job| job.stage.role == role && job.work.rows <= 16);
-    median(decoding.map(|job| lasted(job) as i64 - in_a_loop(times, job) as i64).collect())
+/// A mean without the largest hundredth: one long stall says nothing of the rest.
+#[derive(Default)]
+struct Mean {
+    values: Vec<u64>,
 }
 
-/// Gaps after jobs of `role` before whatever came next, median.
-fn gap(answers: &[Answered], role: ModelRole) -> u64 {
-    let gaps = answers.iter().flat_map(|answered| {
-        let pairs = answered.jobs.windows(2).filter(|pair| pair[0].stage.role == role);
-        pairs.map(|pair| pair[1].at_ns.start.saturating_sub(pair[0].at_ns.end))
-    });
-    median(gaps.collect())
-}
+impl Mean {
+    fn add(&mut self, value: u64) {
+        self.values.push(value);
+    }
 
-/// From asking until the end, without the jobs and what lies between them.
-fn request(answers: &[Answered], hop_ns: u64) -> u64 {
-    let outside = answers.iter().filter_map(|answered| {
-        let first = answered.jobs.first()?.at_ns.start;
-        let last = answered.jobs.iter().map(|job| job.at_ns.end).max()?;
-        Some((answered.lasted.as_nanos() as u64).saturating_sub(last - first + hop_ns))
-    });
-    median(outside.collect())
-}
-
-/// What lies around the target's jobs, seen while the target decoded alone.
-pub(super) fn around_plain(times: &PlanTimes, answers: &[Answered]) -> AroundJobs {
-    let target_hop_ns = gap(answers, ModelRole::Target);
-    AroundJobs {
-        target_hop_ns,
-        draft_hop_ns: target_hop_ns,
-        target_ns: excess(times, answers, ModelRole::Target),
-        request_ns: request(answers, target_hop_ns),
-        ..AroundJobs::default()
+    fn get(mut self) -> u64 {
+        self.values.sort_unstable();
+        let kept = self.values.len() - self.values.len() / 100;
+        self.values[..kept].iter().sum::<u64>().checked_div(kept as u64).unwrap_or(0)
     }
 }
 
-/// What comes on top where both models take turns on one unit.
-pub(super) fn around_turns(
-    plain: AroundJobs,
-    times: &PlanTimes,
-    answers: &[Answered],
-) -> AroundJobs {
-    AroundJobs {
-        draft_hop_ns: gap(answers, ModelRole::Draft),
-        target_after_draft_ns: excess(times, answers, ModelRole::Target) - plain.target_ns,
-        draft_after_target_ns: excess(times, answers, ModelRole::Draft) - plain.draft_ns,
-        ..plain
-    }
+/// How much longer a job took than was foreseen, per job.
+pub(super) fn excess((jobs, ns): (u64, u64), (foreseen_jobs, foreseen_ns): (u64, u64)) -> i64 {
+    let each = |ns: u64, jobs: u64| ns.checked_div(jobs).unwrap_or(0) as i64;
+    each(ns, jobs) - each(foreseen_ns, foreseen_jobs)
 }
 
-/// Time from the end of a stage to the begin of the next one on another unit.
-pub(super) fn between_stages(answers: &[Answered]) -> u64 {
-    let gaps = answers.iter().flat_map(|answered| {
-        let next = |pair: &&[StageTiming]| pair[0].stage.layer_end == pair[1].stage.layer_first;
-        let pairs = answered.jobs.windows(2).filter(next);
-        pairs.map(|pair| pair[1].at_ns.start.saturating_sub(pair[0].at_ns.end))
-    });
-    median(gaps.collect())
-}
-
-/// How much longer jobs of target and draft take while the other model is at work elsewhere, in thousandths, seen while
-/// both worked at once.
-///
-/// A job that was beside others for `o` of its time and took `e` longer than alone made `o - e` of progress in that time: it
-/// was `o / (o - e)` times slower.
-pub(super) fn slowdown(times: &PlanTimes, answers: &[Answered], around: (i64, i64)) -> (u32, u32) {
-    let of = |role: ModelRole, own_ns: i64| {
-        let (mut beside, mut extra) = (0i64, 0i64);
-        for Answered { jobs, .. } in answers {
-            let others: Vec<_> = jobs.iter().filter(|job| job.stage.role != role).collect();
-            for job in jobs.iter().filter(|job| job.stage.role == role && job.work.rows <= 16) {
-                let shared = |other: &&StageTiming| {
-                    let end = job.at_ns.end.min(other.at_ns.end);
-                    end.saturating_sub(job.at_ns.start.max(other.at_ns.start))
-                };
-                beside += others.iter().map(shared).sum::<u64>() as i64;
-                extra += lasted(job) as i64 - in_a_loop(times, job) as i64 - own_ns;
-            }
-        }
-        let progress = (beside - extra).max(beside / 8).max(1);
-        ((beside.max(1) * 1000 / progress).clamp(1000, 8000)) as u32
-    };
-    (of(ModelRole::Target, around.0), of(ModelRole::Draft, around.1))
+/// The slow-down that makes the foreseen time of a job the measured one, from the one that was foreseen with.
+pub(super) fn slower(permille: u32, measured: (u64, u64), foreseen: (u64, u64)) -> u32 {
+    let each = |(jobs, ns): (u64, u64)| u128::from(ns) * 1000 / u128::from(jobs.max(1));
+    let next = u128::from(permille) * each(measured) / each(foreseen).max(1);
+    next.clamp(1000, 6000) as u32
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use outrider_devices::{Batch, Output, Sampling, Segment, SequenceId, SlotLimits, Want};
 use outrider_plans::cost::{Guess, SampleText};
-use outrider_plans::{ModelRole, PartitionPlan, StageId};
+use outrider_plans::{ModelRole, StageId, UnitSpec};
 
 use super::CalibrateError;
 use super::loops::LoopError;
@@ -17,22 +17,21 @@ use crate::pair::Pair;
 pub const PROMPTS: &str = include_str!("prompts.tsv");
 
 /// The answers with the draft's guesses: the draft reads each finished text and says, at every position, how it would go
-/// on. `plan` names the unit that it runs on.
+/// on. `spec` is the unit that it runs on.
 pub(super) fn guessed(
     pair: &Pair,
-    plan: &PartitionPlan,
+    spec: &UnitSpec,
     limits: SlotLimits,
     answers: Vec<Answered>,
 ) -> Result<Vec<SampleText>, CalibrateError> {
     let mut texts: Vec<SampleText> = answers
         .into_iter()
-        .filter(|answered| !answered.output.is_empty())
         .map(|Answered { prompt, output, .. }| SampleText { prompt, output, guesses: Vec::new() })
         .collect();
     let Some(shape) = pair.shape(ModelRole::Draft) else { return Ok(texts) };
     let stage = StageId { role: ModelRole::Draft, layer_first: 0, layer_end: shape.layers() };
     let subgraph = pair.subgraph(stage);
-    let factory = crate::fleet::factories(plan).into_values().next().expect("one unit");
+    let factory = crate::fleet::factory(spec);
     let read = std::thread::spawn(move || -> Result<Vec<SampleText>, LoopError> {
         let mut device = factory()?;
         let mut executable = device.prepare(&subgraph, limits)?;

@@ -8,6 +8,8 @@ mod devices;
 mod generate;
 mod models;
 mod plan;
+mod plan_file;
+mod plan_remote;
 mod search;
 mod select;
 mod serve;

@@ -264,6 +264,9 @@ impl<'a> Stage<'a> {
                 }
             }
             Action::Release { sequence } => players.end(sequence),
+            Action::RunWarm { .. } | Action::Warmed { .. } => {
+                panic!("nothing is swapped in a rehearsal")
+            }
             Action::Reject { sequence, reason } => {
                 panic!("a recorded text cannot be rejected: {sequence}: {reason}")
             }
