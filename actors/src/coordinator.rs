@@ -79,7 +79,14 @@ impl Coordinator {
         let mut refusal = None;
         let mut events = vec![event];
         while let Some(event) = events.pop() {
-            for action in self.scheduler.step(event) {
+            // Units first: they compute while readers are told.
+            let mut actions = self.scheduler.step(event);
+            let for_units = |action: &Action| {
+                use Action::{Release, RunDraft, RunTarget};
+                matches!(action, RunTarget { .. } | RunDraft { .. } | Release { .. })
+            };
+            actions.sort_by_key(|action| !for_units(action));
+            for action in actions {
                 match self.apply(action) {
                     Applied::Done => {}
                     Applied::ReaderLeft(sequence) => events.push(Event::Cancel(sequence)),

@@ -35,7 +35,7 @@ use crate::meter::{FleetMeter, TimingTap};
 use crate::pair::Pair;
 use crate::request::{Refusal, RequestEvent};
 use crate::supervisor::{Blueprint, PlanView, RestartPolicy, StageSource, Supervisor};
-use crate::unit::{DeviceFactory, Workplace};
+use crate::unit::{Cores, DeviceFactory, Workplace};
 
 /// Most rows of one batch: a prefill chunk with the decode rows of the other sequences beside it.
 const ROWS_MAX: usize = 128;
@@ -201,6 +201,7 @@ impl Engine {
             memory_free,
             factories,
             workplace,
+            cores: Cores::new(),
             stages,
             limits: BTreeMap::from([(ModelRole::Target, slots), (ModelRole::Draft, slots)]),
             rules,

@@ -14,7 +14,7 @@ use tracing::info;
 use super::{Blueprint, Down};
 use crate::fleet::factory;
 use crate::messages::{Hop, Install, InstallId, InstanceId, Retire, UnitError};
-use crate::unit::{ComputeUnit, UnitOptions};
+use crate::unit::{ComputeUnit, UnitOptions, Waiting, Workplace};
 
 /// Names a unit by its content.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -61,11 +61,16 @@ impl Fleet {
             let UnitKey { unit, spec } = key;
             let id = InstanceId(named);
             let told = blueprint.factories.get(unit).map(Arc::clone);
+            let waiting = match blueprint.workplace {
+                Workplace::Threads => Waiting::of(spec, &blueprint.cores),
+                Workplace::Inline(_) => Waiting::asleep(),
+            };
             let address = ComputeUnit::start_with(UnitOptions {
                 id: unit.clone(),
                 instance: id,
                 factory: told.unwrap_or_else(|| factory(spec)),
                 workplace: blueprint.workplace.clone(),
+                waiting,
                 meter: blueprint.meter.unit(unit, spec.kind()),
                 supervisor: down,
                 hang_after: blueprint.restart.hang_after,

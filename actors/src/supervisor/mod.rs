@@ -26,7 +26,7 @@ use tokio::sync::{oneshot, watch};
 use crate::coordinator::{Coordinator, Report, Superior};
 use crate::messages::{CutOver, Hop, UnitDown, UnitError};
 use crate::meter::FleetMeter;
-use crate::unit::{DeviceFactory, Workplace};
+use crate::unit::{Cores, DeviceFactory, Workplace};
 use fleet::{Fleet, UnitKey};
 pub use history::{HistoryEntry, PlanView};
 
@@ -70,6 +70,8 @@ pub struct Blueprint {
     pub factories: BTreeMap<UnitId, DeviceFactory>,
     /// Where workers work.
     pub workplace: Workplace,
+    /// Which cores they work on.
+    pub cores: Arc<Cores>,
     /// Makes each stage.
     pub stages: StageSource,
     /// Cache slots of each model's stages.

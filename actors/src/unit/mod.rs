@@ -4,11 +4,15 @@
 //! of its own, reached over a bounded channel. *Invariants:* the actor never waits for the worker. A worker whose job
 //! takes too long is given up: it is reported lost, and whatever it says later is not heard.
 
+mod waiting;
 mod worker;
 
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task;
 use std::time::Duration;
 
+use actix::fut::ActorFuture;
 use actix::prelude::{
     Actor, ActorContext, AsyncContext, Context, Handler, Recipient, ResponseFuture,
 };
@@ -24,8 +28,10 @@ use crate::messages::{
     RunStage, UnitDown, UnitError,
 };
 use crate::meter::UnitMeter;
+use waiting::{Knock, Lookout};
 use worker::{Job, Refused, Worker};
 
+pub use waiting::{Cores, Waiting};
 pub use worker::Workplace;
 
 /// How often a worker is looked at within the time that a job may take.
@@ -46,6 +52,8 @@ pub struct UnitOptions {
     pub factory: DeviceFactory,
     /// Where its worker works.
     pub workplace: Workplace,
+    /// How the unit and its worker wait for each other.
+    pub waiting: Waiting,
     /// What it reports its work to.
     pub meter: UnitMeter,
     /// Who is told of its end.
@@ -59,6 +67,8 @@ pub struct ComputeUnit {
     id: UnitId,
     instance: InstanceId,
     worker: Worker,
+    lookout: Lookout,
+    waiting: Waiting,
     supervisor: Recipient<UnitDown>,
     hang_after: Duration,
     /// True once the unit is down, for those who wait for an answer of the worker.
@@ -70,13 +80,13 @@ pub struct ComputeUnit {
 impl ComputeUnit {
     /// Starts the unit on the current arbiter, and its worker, which makes the device.
     pub fn start_with(options: UnitOptions) -> actix::Addr<Self> {
-        let UnitOptions { id, instance, factory, workplace, meter, supervisor, hang_after } =
-            options;
         Self::create(move |context| {
-            let reports = context.address().recipient();
-            let worker = Worker::spawn(&id, factory, (&workplace, meter), reports);
+            let UnitOptions { id, instance, waiting, supervisor, hang_after, .. } = options;
+            let (lookout, reports) = Lookout::new(context.address().recipient());
+            let place = (&options.workplace, waiting.clone(), options.meter);
+            let worker = Worker::spawn(&id, options.factory, place, reports);
             let (down, seen) = (watch::Sender::new(false), (0, 0));
-            Self { id, instance, worker, supervisor, hang_after, down, seen }
+            Self { id, instance, worker, lookout, waiting, supervisor, hang_after, down, seen }
         })
     }
 
@@ -112,6 +122,15 @@ impl ComputeUnit {
             return Err(Refused { job, reason: "it is down".into() });
         }
         self.worker.submit(job)
+    }
+
+    /// Hands over a job whose report somebody waits for, and looks out for it where that is quicker than to be woken.
+    fn compute(&mut self, job: Job, context: &mut Context<Self>) {
+        match self.submit(job) {
+            Ok(()) if self.lookout.expect(&self.waiting) => drop(context.spawn(Look)),
+            Ok(()) => {}
+            Err(Refused { job, reason }) => self.refuse(job, &reason),
+        }
     }
 
     /// Answers a job that nobody will do.
@@ -192,20 +211,16 @@ impl Handler<Retire> for ComputeUnit {
 impl Handler<RunStage> for ComputeUnit {
     type Result = ();
 
-    fn handle(&mut self, message: RunStage, _: &mut Self::Context) {
-        if let Err(Refused { job, reason }) = self.submit(Job::Run(message)) {
-            self.refuse(job, &reason);
-        }
+    fn handle(&mut self, message: RunStage, context: &mut Self::Context) {
+        self.compute(Job::Run(message), context);
     }
 }
 
 impl Handler<RunDraft> for ComputeUnit {
     type Result = ();
 
-    fn handle(&mut self, message: RunDraft, _: &mut Self::Context) {
-        if let Err(Refused { job, reason }) = self.submit(Job::Draft(message)) {
-            self.refuse(job, &reason);
-        }
+    fn handle(&mut self, message: RunDraft, context: &mut Self::Context) {
+        self.compute(Job::Draft(message), context);
     }
 }
 
@@ -219,8 +234,6 @@ impl Handler<Release> for ComputeUnit {
 }
 
 /// What the worker tells its actor.
-#[derive(actix::Message)]
-#[rtype(result = "()")]
 enum Report {
     Installed(oneshot::Sender<Result<MemoryUse, DeviceError>>, Result<MemoryUse, DeviceError>),
     Evicted(oneshot::Sender<()>),
@@ -233,10 +246,45 @@ enum Report {
     },
 }
 
-impl Handler<Report> for ComputeUnit {
+impl Handler<Knock> for ComputeUnit {
     type Result = ();
 
-    fn handle(&mut self, report: Report, _: &mut Self::Context) {
+    fn handle(&mut self, _: Knock, _: &mut Self::Context) {
+        while let Some(report) = self.lookout.take() {
+            self.reported(report);
+        }
+    }
+}
+
+/// Looks for reports until none is expected soon.
+struct Look;
+
+impl ActorFuture<ComputeUnit> for Look {
+    type Output = ();
+
+    fn poll(
+        self: Pin<&mut Self>,
+        unit: &mut ComputeUnit,
+        _: &mut Context<ComputeUnit>,
+        task: &mut task::Context<'_>,
+    ) -> task::Poll<()> {
+        if let Some(report) = unit.lookout.look() {
+            unit.reported(report);
+        }
+        if !unit.lookout.stop_looking() {
+            // The other actors of this thread go on between two looks.
+            task.waker().wake_by_ref();
+            return task::Poll::Pending;
+        }
+        while let Some(report) = unit.lookout.take() {
+            unit.reported(report);
+        }
+        task::Poll::Ready(())
+    }
+}
+
+impl ComputeUnit {
+    fn reported(&mut self, report: Report) {
         if self.is_down() && !matches!(report, Report::Ended { .. }) {
             // Its rounds were given up when it was; a route through it may be no more.
             return;

@@ -11,12 +11,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use actix::prelude::Recipient;
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use outrider_devices::{Device, DeviceError, Executable, MemoryUse, SequenceId};
 use outrider_plans::{StageId, UnitId};
 use tokio::sync::oneshot;
 
+use super::waiting::{Reports, Waiting};
 use super::{DeviceFactory, Report};
 use crate::messages::{Install, InstallId, RunDraft, RunStage};
 use crate::meter::{UnitMeter, Work};
@@ -79,8 +79,8 @@ impl Worker {
     pub(super) fn spawn(
         unit: &UnitId,
         factory: DeviceFactory,
-        (workplace, meter): (&Workplace, UnitMeter),
-        reports: Recipient<Report>,
+        (workplace, waiting, meter): (&Workplace, Waiting, UnitMeter),
+        reports: Reports,
     ) -> Self {
         let (jobs, inbox) = bounded(JOBS_MAX);
         let progress = Arc::new(Progress::default());
@@ -90,9 +90,10 @@ impl Worker {
         match workplace {
             Workplace::Threads => {
                 let body = move || {
-                    let report = |report| reports.do_send(report);
-                    if let Err(reason) = desk().work(&factory, &inbox, report) {
-                        reports.do_send(Report::Ended { reason, left: inbox });
+                    let report = |report| reports.send(report);
+                    let jobs = std::iter::from_fn(|| waiting.receive(&inbox));
+                    if let Err(reason) = desk().work(&factory, (jobs, &inbox), report) {
+                        reports.send(Report::Ended { reason, left: inbox });
                     }
                 };
                 let name = format!("unit-{unit}");
@@ -107,7 +108,7 @@ impl Worker {
                     let pause = || pace(&unit);
                     if let Err(reason) = desk().work_inline(&factory, &inbox, &reports, pause).await
                     {
-                        reports.do_send(Report::Ended { reason, left: inbox });
+                        reports.send(Report::Ended { reason, left: inbox });
                     }
                 });
             }
@@ -144,11 +145,11 @@ impl Desk {
     fn work(
         mut self,
         factory: &DeviceFactory,
-        inbox: &Receiver<Job>,
+        (jobs, inbox): (impl Iterator<Item = Job>, &Receiver<Job>),
         report: impl Fn(Report),
     ) -> Result<(), String> {
         let mut device = open(factory)?;
-        for job in inbox {
+        for job in jobs {
             // With the job at hand, so that a unit that hangs is seen to have one.
             self.meter.queued(inbox.len() + 1);
             let Done { report: done, broken } = self.perform(job, device.as_mut());
@@ -164,7 +165,7 @@ impl Desk {
         mut self,
         factory: &DeviceFactory,
         inbox: &Receiver<Job>,
-        reports: &Recipient<Report>,
+        reports: &Reports,
         pause: impl Fn() -> Option<Duration>,
     ) -> Result<(), String> {
         let mut device = open(factory)?;
@@ -186,7 +187,7 @@ impl Desk {
                     std::future::pending().await
                 }
             }
-            report.into_iter().for_each(|report| reports.do_send(report));
+            report.into_iter().for_each(|report| reports.send(report));
             broken.map_or(Ok(()), Err)?;
         }
     }
