@@ -8,10 +8,12 @@
 //!
 //! *Invariant:* nothing here computes a logit or decides what is accepted.
 
+pub mod calibrate;
 pub mod cli;
 pub mod coordinator;
 pub mod engine;
 pub mod fleet;
+pub mod foresight;
 pub mod gateway;
 mod gpu_tuning;
 mod ledger;

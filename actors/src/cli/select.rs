@@ -159,7 +159,7 @@ fn plan_in_mode(
 }
 
 /// What this build is.
-pub(super) fn build_info() -> BuildInfo {
+pub(crate) fn build_info() -> BuildInfo {
     let target = format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS);
     BuildInfo { version: env!("CARGO_PKG_VERSION").into(), target }
 }
