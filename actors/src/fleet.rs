@@ -2,7 +2,6 @@
 //!
 //! *Invariant:* a device is made on its unit's worker thread, by the factory, and again by the same factory after a loss.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use outrider_devices::cpu::{CpuDevice, CpuOptions};
@@ -11,7 +10,7 @@ use outrider_devices::gpu::{self, GpuAdapter, GpuSelector};
 use outrider_devices::reference::ReferenceDevice;
 use outrider_devices::sim::{RealDelay, SimDevice, SimOptions};
 use outrider_devices::{Device, DeviceError};
-use outrider_plans::{Adapter, AdapterKind, Core, Machine, PartitionPlan, UnitId, UnitSpec};
+use outrider_plans::{Adapter, AdapterKind, Core, Machine, UnitSpec};
 
 use crate::gpu_tuning;
 use crate::unit::DeviceFactory;
@@ -43,6 +42,11 @@ pub fn machine() -> Machine {
     }
 }
 
+/// Bytes of main memory that are free now.
+pub fn memory_free() -> u64 {
+    discovery::Machine::here().memory_free().unwrap_or(MEMORY_UNKNOWN_BYTES)
+}
+
 fn adapter(found: &GpuAdapter) -> Adapter {
     let kind = match found.kind {
         gpu::AdapterKind::Discrete | gpu::AdapterKind::Virtual => AdapterKind::Discrete,
@@ -54,12 +58,8 @@ fn adapter(found: &GpuAdapter) -> Adapter {
     Adapter { name: found.name.clone(), kind, memory_bytes }
 }
 
-/// A factory for each unit of the plan.
-pub fn factories(plan: &PartitionPlan) -> BTreeMap<UnitId, DeviceFactory> {
-    plan.units.iter().map(|(unit, spec)| (unit.clone(), factory(spec))).collect()
-}
-
-fn factory(spec: &UnitSpec) -> DeviceFactory {
+/// Makes the device that a plan describes.
+pub fn factory(spec: &UnitSpec) -> DeviceFactory {
     match spec.clone() {
         UnitSpec::Cpu { cores } => Arc::new(move || {
             let options = CpuOptions { cores: cores.clone(), ..CpuOptions::default() };

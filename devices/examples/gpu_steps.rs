@@ -206,6 +206,7 @@ fn tuned(base: &Tuning, args: &[String]) -> Tuning {
             "lanes" => tuning.lanes = numbers[0],
             "lanes_max" => tuning.lanes_max = numbers[0],
             "attention" => tuning.attention_subgroups = numbers[0],
+            "attention_span" => tuning.attention_span = numbers[0],
             "span" => tuning.pick_span = numbers[0],
             "submit" => tuning.submit_dispatches = numbers[0] as usize,
             "spin" => tuning.spin = Duration::from_micros(numbers[0].into()),

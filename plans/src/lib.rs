@@ -18,6 +18,7 @@ pub mod plan;
 pub mod role;
 pub mod shipped;
 pub mod spec;
+pub mod swap;
 mod wording;
 
 pub use context::{CacheLimits, HeadWeights, ModelShape, PlanContext, StageMemory};
@@ -34,3 +35,4 @@ pub use plan::{PartitionPlan, Placement, PlanEpoch, PlanId, UnitKind, UnitSpec};
 pub use role::{ModelRole, StageId, UnitId};
 pub use shipped::{ShippedPlan, shipped, shipped_plan};
 pub use spec::PlanSpec;
+pub use swap::{Caches, Proposal, Reason, Swap, SwapError, SwapReport};

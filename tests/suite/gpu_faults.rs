@@ -48,6 +48,7 @@ async fn engine(fault: GpuFault) -> (Result<Engine, String>, Arc<AtomicUsize>) {
         restarts_max: 3,
         window: Duration::from_secs(600),
         backoff: Duration::from_millis(1),
+        ..RestartPolicy::default()
     };
     (Engine::start(options).await.map_err(|e| e.to_string()), made)
 }

@@ -13,4 +13,6 @@ mod peers;
 mod process;
 mod service;
 mod supervision;
+mod swap;
+mod swap_http;
 mod tidy;
