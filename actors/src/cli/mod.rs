@@ -17,9 +17,9 @@ mod serve;
 mod settings;
 
 use std::path::PathBuf;
-use std::process::ExitCode;
 
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
+use outrider_devices::leave::leave;
 
 pub use select::Selection;
 use settings::Settings;
@@ -64,16 +64,17 @@ enum Command {
 /// Exit code of a run that failed.
 const FAILED: u8 = 1;
 
-/// Parses the arguments, runs, and says how it went: 0 done, 1 failed (the reason is on stderr), 2 wrong arguments.
+/// Parses the arguments, runs, and ends the process, saying how it went: 0 done, 1 failed (the reason is on stderr), 2 wrong arguments.
 #[expect(clippy::print_stderr, reason = "the command line's own output")]
-pub fn run() -> ExitCode {
+pub fn run() -> ! {
     let done = configured()
         .and_then(|(arguments, settings, matches)| dispatch(arguments, &settings, &matches));
+    // Units' threads may still be in a GPU's driver, which must not be torn down under them.
     match done {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => leave(0),
         Err(error) => {
             eprintln!("outrider: {error}");
-            ExitCode::from(FAILED)
+            leave(FAILED)
         }
     }
 }
