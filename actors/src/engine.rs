@@ -438,11 +438,6 @@ impl Engine {
         self.shared.registry.requests.rejections.increment(reason);
     }
 
-    /// Moves recorded samples into their histograms; to be called every few seconds.
-    pub fn run_upkeep(&self) {
-        self.shared.registry.run_upkeep();
-    }
-
     /// All metrics in Prometheus's text format.
     pub async fn render_metrics(&self) -> String {
         self.shared.registry.render()

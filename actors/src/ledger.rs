@@ -125,7 +125,9 @@ impl Ledger {
             FinishReason::Failed { .. } => metrics.failures.increment(FailureReason::UnitLost),
         }
         if statistics.predicted_n > 0 {
-            metrics.prompt_tokens.increment(u64::from(statistics.prompt_n));
+            let cached = u64::from(statistics.cached_n);
+            metrics.prompt_tokens.increment(u64::from(statistics.prompt_n) - cached);
+            metrics.prefix_cache_hits.increment(cached);
             metrics.prefill_time.record(timings.prompt_ms / 1e3);
             metrics.decode_time.record(timings.predicted_ms / 1e3);
         }

@@ -58,6 +58,7 @@ pub const ALL: &[Metric] = &[
     requests::PREFILL_TIME,
     requests::DECODE_TIME,
     requests::PROMPT_TOKENS,
+    requests::PREFIX_HITS,
     requests::GENERATION_TOKENS,
     requests::CACHE_USAGE,
     speculation::DRAFTS,

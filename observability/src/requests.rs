@@ -87,6 +87,12 @@ pub(crate) const PROMPT_TOKENS: Metric = Metric {
     labels: &[],
     help: "Prompt tokens that were prefilled.",
 };
+pub(crate) const PREFIX_HITS: Metric = Metric {
+    name: "outrider_prefix_cache_hits_total",
+    kind: MetricKind::Counter,
+    labels: &[],
+    help: "Prompt tokens that were found in a cache that an earlier request had left.",
+};
 pub(crate) const GENERATION_TOKENS: Metric = Metric {
     name: "outrider_generation_tokens_total",
     kind: MetricKind::Counter,
@@ -186,6 +192,8 @@ pub struct RequestMetrics {
     pub decode_time: Histogram,
     /// Prompt tokens prefilled.
     pub prompt_tokens: Counter,
+    /// Prompt tokens found in a cache.
+    pub prefix_cache_hits: Counter,
     /// Tokens generated.
     pub generation_tokens: Counter,
     /// Share of cache positions in use, 0 to 1.
@@ -209,6 +217,7 @@ impl RequestMetrics {
             prefill_time: histogram(&PREFILL_TIME),
             decode_time: histogram(&DECODE_TIME),
             prompt_tokens: instruments.counter(&PROMPT_TOKENS, &[]),
+            prefix_cache_hits: instruments.counter(&PREFIX_HITS, &[]),
             generation_tokens: instruments.counter(&GENERATION_TOKENS, &[]),
             kv_cache_usage: instruments.gauge(&CACHE_USAGE, &[]),
         }

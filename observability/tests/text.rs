@@ -32,6 +32,7 @@ fn busy_registry() -> Registry {
     requests.time_to_first_token.record(0.03);
     requests.inter_token_latency.record(Duration::from_micros(700));
     requests.prompt_tokens.increment(17);
+    requests.prefix_cache_hits.increment(9);
     requests.kv_cache_usage.set(0.25);
     registry.speculation.round(4, 2);
     registry.speculation.round(4, 4);

@@ -211,7 +211,7 @@ async fn keep_up(engine: Engine) {
         let mut tick = tokio::time::interval(UPKEEP);
         loop {
             tick.tick().await;
-            engine.run_upkeep();
+            engine.tidy_metrics();
         }
     };
     tokio::join!(watchdog, upkeep);
