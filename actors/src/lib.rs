@@ -20,6 +20,7 @@ mod ledger;
 pub mod messages;
 pub mod meter;
 pub mod pair;
+pub mod planner;
 pub mod request;
 pub mod supervisor;
 pub mod unit;
