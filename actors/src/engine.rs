@@ -10,7 +10,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use actix::prelude::{Actor, Addr, Arbiter, ArbiterHandle};
 use outrider_devices::{SequenceId, SlotLimits};
-use outrider_observability::{HttpMetrics, Registry, RejectionReason, RunningPlan};
+use outrider_observability::{HttpMetrics, PlanMetrics, Registry, RejectionReason, RunningPlan};
 use outrider_pipeline::lookup::Ngrams;
 use outrider_pipeline::scheduler::{
     Admission, GenerationParams, Prefixes, RoleLimits, Scheduler, SchedulerConfig, Units,
@@ -381,6 +381,11 @@ impl Engine {
     /// The running plan.
     pub fn plan(&self) -> Arc<PartitionPlan> {
         Arc::clone(&self.plan_view().plan)
+    }
+
+    /// What the running plan and its forecasts report to.
+    pub fn plan_metrics(&self) -> &PlanMetrics {
+        &self.shared.registry.plan
     }
 
     /// The running plan with its number, and how it came to run.

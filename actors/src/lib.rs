@@ -21,6 +21,7 @@ pub mod messages;
 pub mod meter;
 mod notify;
 pub mod pair;
+pub mod planner;
 pub mod request;
 pub mod supervisor;
 pub mod unit;

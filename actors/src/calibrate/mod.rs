@@ -22,8 +22,8 @@ use outrider_pipeline::rehearsal::Course;
 use outrider_plans::cost::{AroundJobs, Contention, LinkProfile, MemoryDomain, SampleText};
 use outrider_plans::search::Composition;
 use outrider_plans::{
-    CostModel, DraftTokens, Mode, ModelRole, PartitionPlan, PlanContext, PlanError, UnitClass,
-    UnitProfile, UnitSpec, Workload,
+    CostModel, DraftTokens, Mode, ModelRole, Objective, PartitionPlan, PlanContext, PlanError,
+    UnitClass, UnitProfile, UnitSpec, Workload,
 };
 use serde::{Deserialize, Serialize};
 
@@ -69,6 +69,8 @@ pub struct Calibration {
     pub model: CostModel,
     /// Texts with the draft's guesses.
     pub texts: Vec<SampleText>,
+    /// The plan that the search picked for one request at a time, as a plan file; what runs where no plan is named.
+    pub best_plan: String,
     /// Units that could not be measured, and why.
     pub left_out: BTreeMap<UnitClass, String>,
 }
@@ -148,7 +150,7 @@ pub async fn calibrate(
         left_out: BTreeMap::new(),
         done: 0,
         texts: Vec::new(),
-        all: 2 * classes.len() + pairs.len() + 2,
+        all: 2 * classes.len() + pairs.len() + 3,
         options,
         begun,
     };
@@ -178,7 +180,12 @@ pub async fn calibrate(
         session.apart(target, draft).await?;
     }
     let texts = std::mem::take(&mut session.texts);
+    session.tell("the best plan");
     let Session { model, left_out, .. } = session;
+    let known = (model.clone(), context.clone());
+    let foresight = Foresight::of_pair(pair, limits, known, Workload::single(texts.clone()));
+    let found = foresight.search(Objective::Throughput, None);
+    let best_plan = found.ranked.first().map_or(String::new(), |best| best.plan.to_toml());
     Ok(Calibration {
         version: VERSION,
         fingerprint: Fingerprint::here(pair, &context),
@@ -186,6 +193,7 @@ pub async fn calibrate(
         took_ms: begun.elapsed().as_millis() as u64,
         model,
         texts,
+        best_plan,
         left_out,
     })
 }

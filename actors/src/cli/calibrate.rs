@@ -25,6 +25,12 @@ pub(crate) struct CalibrationPlace {
 }
 
 impl CalibrationPlace {
+    /// Where the environment says, or in the user's cache folder.
+    pub(super) fn from_environment() -> Self {
+        let named = std::env::var_os("OUTRIDER_CALIBRATION").filter(|path| !path.is_empty());
+        Self { calibration: named.map(PathBuf::from) }
+    }
+
     fn path(&self, fingerprint: &Fingerprint) -> Result<PathBuf, StoreError> {
         match &self.calibration {
             Some(path) => Ok(path.clone()),

@@ -4,11 +4,12 @@ use std::path::PathBuf;
 
 use clap::Args;
 use outrider_plans::search::{Candidate, Found};
-use outrider_plans::{Mode, Objective, PartitionPlan};
+use outrider_plans::{Board, Mode, Objective, PartitionPlan, shipped_boards};
 use serde::Serialize;
 
 use super::calibrate::CalibrationPlace;
 use super::{CliError, Selection, print_json};
+use crate::engine::EngineLimits;
 use crate::foresight::{Foresight, WhatIf};
 
 /// What to search for.
@@ -143,14 +144,43 @@ fn differs(best: &Candidate, runner: &Candidate) -> String {
 
 impl SearchArguments {
     fn foresight(&self) -> Result<Foresight, CliError> {
-        if let Some(board) = &self.board {
-            return Err(format!("board {board}: boards come with the next step").into());
+        if let Some(name) = &self.board {
+            return self.of_board(name);
         }
         let pair = self.selection.pair()?;
         let limits = self.selection.limits();
         let fresh = self.place.load(&pair, &limits.plan_context(&pair))?;
         tracing::info!(path = %fresh.path.display(), "calibration in use");
         Ok(Foresight::here(&pair, limits, &fresh.calibration, self.concurrency))
+    }
+}
+
+impl SearchArguments {
+    /// Forecasts for a board that is not here, with the models and texts that its file describes.
+    fn of_board(&self, name: &str) -> Result<Foresight, CliError> {
+        let text = match std::fs::read_to_string(name) {
+            Ok(text) => text,
+            Err(error) => {
+                let boards = shipped_boards();
+                let shipped = boards.iter().find(|board| board.name == name).ok_or_else(|| {
+                    let names: Vec<_> = boards.iter().map(|board| board.name).collect();
+                    let names = names.join(", ");
+                    format!("cannot read board {name}: {error}; nor is it a shipped one ({names})")
+                })?;
+                shipped.text.to_owned()
+            }
+        };
+        let board = Board::parse(&text).map_err(|error| format!("board {name}: {error}"))?;
+        let context = board.context();
+        let limits = EngineLimits {
+            parallel: context.caches.sequences_max,
+            queue: self.selection.queue,
+            context: Some(context.caches.positions_max),
+        };
+        let workload = board.workload().with_concurrency(self.concurrency);
+        // The texts of boards are made up: no token of theirs ends one.
+        let tokens = (board.vocabulary(), [board.vocabulary() - 1].into());
+        Ok(Foresight::new(board.model(), context, workload, tokens, limits))
     }
 }
 

@@ -161,7 +161,8 @@ impl StageTimes {
         shape.further.iter().enumerate().map(step).sum()
     }
 
-    fn pass(&self, shape: PassShape) -> Vec<Piece> {
+    /// A pass of this stage.
+    pub fn pass(&self, shape: PassShape) -> Vec<Piece> {
         let role = self.stage.role;
         let mut pieces = Vec::with_capacity(4);
         let mut add = |purpose, ns: u64| {
