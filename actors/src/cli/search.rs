@@ -176,6 +176,7 @@ impl SearchArguments {
             parallel: context.caches.sequences_max,
             queue: self.selection.queue,
             context: Some(context.caches.positions_max),
+            ..EngineLimits::default()
         };
         let workload = board.workload().with_concurrency(self.concurrency);
         // The texts of boards are made up: no token of theirs ends one.
