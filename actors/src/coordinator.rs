@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use actix::prelude::{Actor, AsyncContext, Context, Handler, MessageResult, WrapFuture};
 use outrider_devices::SequenceId;
-use outrider_observability::{DiscardReason, RequestMetrics, SpeculationMetrics};
+use outrider_observability::{RequestMetrics, SpeculationMetrics};
 use outrider_pipeline::scheduler::{Action, Event, Scheduler, Ticket};
 use outrider_plans::{ModelRole, UnitId};
 use tokio::sync::oneshot;
@@ -20,13 +20,14 @@ use crate::messages::{
     Cancel, Drain, Generate, Hop, Inspect, Release, Remedy, RoundDone, RoundOutcome, Route,
     RoutesReady, RunDraft, RunStage, Snapshot, UnitLost,
 };
+use crate::pace_meter::PaceMeter;
 use crate::request::Refusal;
 
 /// The actor.
 pub struct Coordinator {
     scheduler: Scheduler,
     ledger: Ledger,
-    speculation: SpeculationMetrics,
+    pace: PaceMeter,
     target: Option<Arc<Route>>,
     draft: Option<Arc<Route>>,
     in_flight: BTreeMap<Ticket, ModelRole>,
@@ -43,13 +44,13 @@ impl Coordinator {
         speculation: SpeculationMetrics,
     ) -> Self {
         for role in [ModelRole::Target, ModelRole::Draft] {
-            let actions = scheduler.step(Event::Pause { role });
+            let actions = scheduler.step(0, Event::Pause { role });
             assert!(actions.is_empty(), "a scheduler without sequences has nothing to do");
         }
         Self {
             scheduler,
             ledger: Ledger::new(requests),
-            speculation,
+            pace: PaceMeter::new(speculation),
             target: None,
             draft: None,
             in_flight: BTreeMap::new(),
@@ -64,7 +65,7 @@ impl Coordinator {
         let mut refusal = None;
         let mut events = vec![event];
         while let Some(event) = events.pop() {
-            for action in self.scheduler.step(event) {
+            for action in self.scheduler.step(self.pace.now_ns(), event) {
                 match self.apply(action) {
                     Applied::Done => {}
                     Applied::ReaderLeft(sequence) => events.push(Event::Cancel(sequence)),
@@ -73,6 +74,7 @@ impl Coordinator {
             }
         }
         self.ledger.load(self.scheduler.running(), self.scheduler.waiting());
+        self.pace.show(self.scheduler.pacing());
         refusal
     }
 
@@ -96,15 +98,14 @@ impl Coordinator {
                 drafts.do_send(RunDraft { ticket, route, batch });
             }
             Action::Emit { sequence, tokens, text, offered, accepted } => {
-                self.speculation.round(offered, accepted);
+                self.pace.round(offered, accepted);
                 if !self.ledger.text(sequence, text, tokens, now) {
                     return Applied::ReaderLeft(sequence);
                 }
             }
             Action::Finish { sequence, reason, statistics } => {
                 debug!(sequence = sequence.0, ?reason, ?statistics, "finished");
-                let discarded = u64::from(statistics.discarded);
-                self.speculation.discarded.add(DiscardReason::Diverged, discarded);
+                self.pace.finished(&statistics);
                 self.ledger.close(sequence, reason, statistics, now);
             }
             Action::Release { sequence } => {

@@ -16,6 +16,7 @@ pub mod gateway;
 mod ledger;
 pub mod messages;
 pub mod meter;
+mod pace_meter;
 pub mod pair;
 pub mod request;
 pub mod supervisor;

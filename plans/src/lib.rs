@@ -6,7 +6,8 @@
 //! *Invariant:* pure data and arithmetic. Nothing here knows a device, an actor or a clock.
 
 pub mod check;
-pub mod context;
+pub mod confidence;
+mod context;
 pub mod cost;
 pub mod defaults;
 pub mod diff;
@@ -20,6 +21,7 @@ pub mod shipped;
 pub mod spec;
 mod wording;
 
+pub use confidence::{CONFIDENCE_BINS, CONFIDENCE_ENDS, confidence_bin};
 pub use context::{CacheLimits, HeadWeights, ModelShape, PlanContext, StageMemory};
 pub use cost::{
     Acceptance, CostModel, Costs, Forecast, ForecastError, LinkProfile, TimeTable, UnitProfile,

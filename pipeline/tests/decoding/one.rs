@@ -243,7 +243,11 @@ impl World {
         assert!(counts.accepted as usize <= self.output.len());
         let by_model = self.case.policy.lookup.is_none() && !self.case.disturbed;
         if by_model && self.case.mischief == Mischief::None {
-            assert_eq!(counts.offered + counts.discarded, self.drafted, "drafts unaccounted for");
+            assert_eq!(
+                counts.offered + counts.discarded.total(),
+                self.drafted,
+                "drafts unaccounted for"
+            );
         }
     }
 }
