@@ -27,7 +27,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::coordinator::Coordinator;
 use crate::fleet;
 use crate::messages::{Cancel, Drain, Generate, Inspect, UnitError};
-use crate::meter::FleetMeter;
+use crate::meter::{FleetMeter, TimingTap};
 use crate::pair::Pair;
 use crate::request::{Refusal, RequestEvent};
 use crate::supervisor::{Blueprint, RestartPolicy, StageSource, Supervisor};
@@ -132,6 +132,8 @@ pub struct EngineOptions {
     pub factories: BTreeMap<UnitId, DeviceFactory>,
     /// When a unit that is lost again and again is given up.
     pub restart: RestartPolicy,
+    /// Who is told of every job, if anybody is.
+    pub timings: Option<TimingTap>,
 }
 
 impl EngineOptions {
@@ -143,7 +145,8 @@ impl EngineOptions {
         registry: Arc<Registry>,
     ) -> Self {
         let factories = fleet::factories(&plan);
-        Self { pair, plan, limits, registry, factories, restart: RestartPolicy::default() }
+        let restart = RestartPolicy::default();
+        Self { pair, plan, limits, registry, factories, restart, timings: None }
     }
 }
 
@@ -151,7 +154,7 @@ impl Engine {
     /// Starts all actors and installs every stage. Runs inside an actix system.
     pub async fn start(options: EngineOptions) -> Result<Self, EngineError> {
         let context = options.limits.context_of(&options.pair);
-        let EngineOptions { pair, plan, limits, registry, factories, restart } = options;
+        let EngineOptions { pair, plan, limits, registry, factories, restart, timings } = options;
         let scheduler = scheduler(&pair, &plan, limits, context);
         let slots = SlotLimits {
             sequences_max: limits.parallel,
@@ -167,7 +170,7 @@ impl Engine {
             factories,
             stages,
             limits: BTreeMap::from([(ModelRole::Target, slots), (ModelRole::Draft, slots)]),
-            meter: FleetMeter::new(&plan, Arc::clone(&registry)),
+            meter: FleetMeter::new(&plan, Arc::clone(&registry)).with_timings(timings),
             restart,
         };
         let metrics = (registry.requests.clone(), registry.speculation.clone());

@@ -6,9 +6,64 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use outrider_devices::MemoryUse;
+use crossbeam_channel::Sender;
+use outrider_devices::{Batch, DraftBatch, MemoryUse};
 use outrider_observability::{MemoryPurpose, Registry, UnitJob, UnitMetrics};
 use outrider_plans::{PartitionPlan, StageId, UnitId, UnitSpec};
+
+/// The size of a unit's job.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Work {
+    /// Rows of the batch; of a draft job, of its first step.
+    pub rows: u32,
+    /// Rows that run through the head, if the stage has one.
+    pub head_rows: u32,
+    /// Steps of a draft job, those of all sequences together; 0 for a pass.
+    pub steps: u32,
+    /// Mean number of positions cached before.
+    pub context: u32,
+}
+
+impl Work {
+    /// A pass over a batch.
+    pub fn of_batch(batch: &Batch) -> Self {
+        let bases: u64 = batch.segments.iter().map(|s| u64::from(s.base)).sum();
+        Self {
+            rows: batch.rows() as u32,
+            head_rows: batch.head_rows() as u32,
+            steps: 0,
+            context: (bases / batch.segments.len().max(1) as u64) as u32,
+        }
+    }
+
+    /// A draft job.
+    pub fn of_draft(batch: &DraftBatch) -> Self {
+        let segments = batch.segments.iter();
+        let bases: u64 = segments.clone().map(|s| u64::from(s.segment.base)).sum();
+        Self {
+            rows: segments.clone().map(|s| s.segment.tokens.len() as u32).sum(),
+            head_rows: batch.segments.len() as u32,
+            steps: segments.map(|s| s.steps).sum(),
+            context: (bases / batch.segments.len().max(1) as u64) as u32,
+        }
+    }
+}
+
+/// A job that a unit has done, for whoever compares it with what was foreseen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StageTiming {
+    /// The unit.
+    pub unit: UnitId,
+    /// The stage.
+    pub stage: StageId,
+    /// How much it was.
+    pub work: Work,
+    /// When it ran, in nanoseconds of one clock that all units of the fleet share.
+    pub at_ns: std::ops::Range<u64>,
+}
+
+/// Where stage timings go. They may be lost: a unit never waits for whoever reads them.
+pub type TimingTap = Sender<StageTiming>;
 
 /// Makes the meters of a plan's units.
 #[derive(Clone)]
@@ -16,18 +71,25 @@ pub struct FleetMeter {
     registry: Arc<Registry>,
     units: BTreeMap<UnitId, UnitSpec>,
     epoch: Instant,
+    timings: Option<TimingTap>,
 }
 
 impl FleetMeter {
     /// Meters for the units of `plan`; spans are counted from now.
     pub fn new(plan: &PartitionPlan, registry: Arc<Registry>) -> Self {
-        Self { registry, units: plan.units.clone(), epoch: Instant::now() }
+        Self { registry, units: plan.units.clone(), epoch: Instant::now(), timings: None }
+    }
+
+    /// Also tells `tap` of every job.
+    pub fn with_timings(self, tap: Option<TimingTap>) -> Self {
+        Self { timings: tap, ..self }
     }
 
     /// The meter of one unit of the plan.
     pub fn unit(&self, unit: &UnitId) -> UnitMeter {
         let metrics = self.registry.unit(unit, self.units[unit].kind());
-        UnitMeter { metrics, epoch: self.epoch }
+        let (unit, timings) = (unit.clone(), self.timings.clone());
+        UnitMeter { unit, metrics, epoch: self.epoch, timings }
     }
 
     /// A unit holds these bytes for all its stages.
@@ -46,8 +108,10 @@ impl FleetMeter {
 
 /// Clocks one unit, on its worker thread.
 pub struct UnitMeter {
+    unit: UnitId,
     metrics: UnitMetrics,
     epoch: Instant,
+    timings: Option<TimingTap>,
 }
 
 impl UnitMeter {
@@ -57,10 +121,19 @@ impl UnitMeter {
     }
 
     /// Runs a job of a stage on the clock.
-    pub fn time<T>(&mut self, stage: StageId, job: impl FnOnce() -> T) -> T {
+    pub fn time<T>(&mut self, stage: StageId, work: Work, job: impl FnOnce() -> T) -> T {
         let start_ns = self.now_ns();
         let result = job();
         let at_ns = start_ns..self.now_ns();
+        if let Some(tap) = &self.timings {
+            // A tap that nobody empties is full: then this timing is lost, as it may be.
+            let _ = tap.try_send(StageTiming {
+                unit: self.unit.clone(),
+                stage,
+                work,
+                at_ns: at_ns.clone(),
+            });
+        }
         self.metrics.job(&UnitJob { stage, at_ns });
         result
     }

@@ -24,8 +24,8 @@ mod wording;
 pub use confidence::{CONFIDENCE_BINS, CONFIDENCE_ENDS, confidence_bin};
 pub use context::{CacheLimits, HeadWeights, ModelShape, PlanContext, StageMemory};
 pub use cost::{
-    Acceptance, CostModel, Costs, Forecast, ForecastError, LinkProfile, TimeTable, UnitProfile,
-    Workload,
+    Acceptance, CostModel, Costs, Forecast, ForecastError, LinkProfile, TimeTable, UnitClass,
+    UnitProfile, Workload,
 };
 pub use defaults::{default_plan, default_plan_in};
 pub use diff::{Installed, PlanDiff};

@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 
 use super::{DeviceFactory, Report};
 use crate::messages::{Install, RunDraft, RunStage};
-use crate::meter::UnitMeter;
+use crate::meter::{UnitMeter, Work};
 
 /// Most jobs that wait for one worker. The scheduler has one target and one draft round in flight; releases of every
 /// sequence may come on top.
@@ -124,7 +124,7 @@ impl Desk {
                     Some(executable) => executable.run(&job.batch, input),
                     None => Err(not_installed(stage)),
                 };
-                let result = self.meter.time(stage, || guard(run));
+                let result = self.meter.time(stage, Work::of_batch(&job.batch), || guard(run));
                 let broken = result.as_ref().err().and_then(lost);
                 self.reports.do_send(Report::Ran(job, result));
                 broken.map_or(Ok(()), Err)
@@ -135,7 +135,7 @@ impl Desk {
                     Some(executable) => executable.draft(&job.batch),
                     None => Err(not_installed(stage)),
                 };
-                let result = self.meter.time(stage, || guard(draft));
+                let result = self.meter.time(stage, Work::of_draft(&job.batch), || guard(draft));
                 let broken = result.as_ref().err().and_then(lost);
                 self.reports.do_send(Report::Drafted(job, result));
                 broken.map_or(Ok(()), Err)

@@ -1,189 +1,121 @@
-//! What a plan yields on measured units.
+//! What a plan is expected to yield, and where the time goes.
 //!
-//! *Invariant:* a forecast is made only from what was measured; a stage or a unit that was not is an error, never a guess.
+//! *Invariant:* integers, so that forecasts are compared exactly and ties break alike everywhere.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
-use super::acceptance::Acceptance;
-use super::chain::{Chain, Hop};
-use super::overlap;
-use super::profile::{LinkProfile, MemoryDomain, UnitProfile};
-use super::round::{Forecast, Round};
-use crate::mode::Mode;
-use crate::plan::{PartitionPlan, Placement, UnitSpec};
-use crate::role::{ModelRole, StageId, UnitId};
+use serde::{Deserialize, Serialize};
 
-/// Everything that was measured.
-#[derive(Clone, Debug, PartialEq)]
-pub struct CostModel {
-    /// Units by their hardware.
-    pub units: BTreeMap<UnitSpec, UnitProfile>,
-    /// Ways between units, from and to; where one is missing, [`CostModel::link_default`] holds.
-    pub links: BTreeMap<(UnitSpec, UnitSpec), LinkProfile>,
-    /// Any other way.
-    pub link_default: LinkProfile,
-    /// Time of a round that is neither model's.
+use super::times::Purpose;
+use crate::role::UnitId;
+use crate::wording;
+
+/// A share of the time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Share {
+    /// What the time is for.
+    pub purpose: Purpose,
+    /// The unit that computes; `None` for what lies between units.
+    pub unit: Option<UnitId>,
+    /// Mean time of one round.
+    pub ns: u64,
+}
+
+/// What a plan is expected to yield.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Forecast {
+    /// Millionths of a token per second, all requests together, prompts included.
+    pub microtokens_per_second: u64,
+    /// Of the same plan's target alone, on the same units.
+    pub plain_microtokens_per_second: u64,
+    /// Mean time from a request's arrival to its first token.
+    pub first_token_ns: u64,
+    /// Mean time of a round: from one pass of the target to the next.
     pub round_ns: u64,
-    /// Bytes per second that main memory gives to all units together; 0 if not known, then it limits nothing.
-    pub bus_bytes_per_second: u64,
-    /// How much longer jobs take while another unit computes, in thousandths: 1000 for no change.
-    pub contention_permille: u32,
-    /// Values in a row of activations.
-    pub width: BTreeMap<ModelRole, usize>,
+    /// Millionths of a token that a round yields.
+    pub microtokens_per_round: u64,
+    /// Share of drafted tokens that are right, in thousandths; 0 if none are drafted.
+    pub acceptance_permille: u32,
+    /// Share of time that each unit computes, in thousandths.
+    pub utilisation_permille: BTreeMap<UnitId, u32>,
+    /// Bytes on each unit: weights, caches and scratch buffers.
+    pub memory_bytes: BTreeMap<UnitId, u64>,
+    /// Energy of one token by the units' power while they compute, nanojoules: a proxy.
+    pub energy_nj_per_token: u64,
+    /// Where a round's time goes; what units do beside each other is listed too.
+    pub shares: Vec<Share>,
+    /// Mean time of a round in which nothing of the above happens: units wait for each other.
+    pub idle_ns: u64,
 }
 
-/// What is decoded.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Workload {
-    /// Mean number of cached positions.
-    pub context: u32,
-    /// Of the draft model's tokens.
-    pub acceptance: Acceptance,
-    /// Of tokens that `lookup` finds.
-    pub lookup_acceptance: Acceptance,
-    /// Share of rounds for which `lookup` finds something, in thousandths.
-    pub lookup_hit_permille: u32,
-}
-
-/// Why there is no forecast.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ForecastError {
-    /// A unit was never measured.
-    #[error("unit `{unit}` ({spec}) was not measured: run `outrider calibrate`")]
-    Unit {
-        /// The unit.
-        unit: UnitId,
-        /// Its hardware.
-        spec: UnitSpec,
-    },
-    /// A stage was never measured on its unit.
-    #[error("{stage} was not measured on unit `{unit}` ({spec}): run `outrider calibrate`")]
-    Stage {
-        /// The unit.
-        unit: UnitId,
-        /// Its hardware.
-        spec: UnitSpec,
-        /// The stage.
-        stage: StageId,
-    },
-}
-
-impl CostModel {
-    /// What `plan` yields for one sequence under `workload`.
-    pub fn forecast(
-        &self,
-        plan: &PartitionPlan,
-        workload: &Workload,
-    ) -> Result<Forecast, ForecastError> {
-        let context = f64::from(workload.context);
-        let target = self.chain(plan, ModelRole::Target, context)?;
-        let draft = self.chain(plan, ModelRole::Draft, context)?;
-        let draft = (!draft.hops.is_empty()).then_some(draft);
-        let plain = Round::plain(&target, self.round_ns as f64);
-        let round = match (plan.mode, &draft) {
-            (Mode::Sequential { draft_tokens }, Some(draft)) => {
-                let round = |g| self.sequential(g, draft, &target, &workload.acceptance);
-                fastest(draft_tokens.depths().map(round))
-            }
-            (Mode::Overlap { draft_tokens, wait }, Some(draft)) => {
-                let setting = overlap::Setting { model: self, plan, draft, target: &target };
-                let round =
-                    |n: u32| overlap::round(setting, (n, wait.min(n)), &workload.acceptance);
-                fastest(draft_tokens.depths().map(round))
-            }
-            (Mode::Lookup { draft_tokens, .. }, draft) => {
-                self.lookup(draft_tokens, draft.as_ref(), &target, workload)
-            }
-            _ => plain.clone(),
-        };
-        Ok(round.forecast(plan, plain.rate()))
+impl Forecast {
+    /// Speed over that of the same plan's target alone, in thousandths.
+    pub fn speedup_permille(&self) -> u64 {
+        let (with, without) = (self.microtokens_per_second, self.plain_microtokens_per_second);
+        (u128::from(with) * 1000 / u128::from(without.max(1))) as u64
     }
 
-    fn chain<'a>(
-        &'a self,
-        plan: &'a PartitionPlan,
-        role: ModelRole,
-        context: f64,
-    ) -> Result<Chain<'a>, ForecastError> {
-        let mut hops: Vec<Hop<'a>> = Vec::new();
-        let row_bytes = 4.0 * self.width.get(&role).copied().unwrap_or(0) as f64;
-        for Placement { stage, unit } in plan.chain(role) {
-            let spec = plan.unit(unit);
-            let profile = self
-                .units
-                .get(spec)
-                .ok_or_else(|| ForecastError::Unit { unit: unit.clone(), spec: spec.clone() })?;
-            let table = profile.stages.get(stage).ok_or_else(|| ForecastError::Stage {
-                unit: unit.clone(),
-                spec: spec.clone(),
-                stage: *stage,
-            })?;
-            let link = hops.last().map(|hop| self.link(plan.unit(hop.unit), spec));
-            hops.push(Hop { unit, stage: *stage, profile, table, link });
+    /// The unit that computes most of the time; of equals the first by name.
+    pub fn bottleneck(&self) -> Option<&UnitId> {
+        let busiest = self.utilisation_permille.iter().rev().max_by_key(|(_, permille)| **permille);
+        busiest.map(|(unit, _)| unit)
+    }
+
+    /// The largest shares of the time, largest first.
+    pub fn largest_shares(&self) -> Vec<&Share> {
+        let mut shares: Vec<&Share> = self.shares.iter().collect();
+        shares.sort_by(|a, b| b.ns.cmp(&a.ns).then_with(|| a.purpose.cmp(&b.purpose)));
+        shares
+    }
+}
+
+fn thousandths(n: u64, unit: u64) -> String {
+    format!("{}.{:03}", n / unit, n % unit / (unit / 1000))
+}
+
+impl fmt::Display for Forecast {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "{} tokens/s, {} times its target alone; first token after {} ms",
+            thousandths(self.microtokens_per_second, 1_000_000),
+            thousandths(self.speedup_permille(), 1000),
+            thousandths(self.first_token_ns, 1_000_000),
+        )?;
+        writeln!(
+            f,
+            "a round: {} us for {} tokens",
+            thousandths(self.round_ns, 1000),
+            thousandths(self.microtokens_per_round, 1_000_000)
+        )?;
+        let width = self.shares.iter().map(|s| s.purpose.to_string().len()).max().unwrap_or(0);
+        for Share { purpose, unit, ns } in &self.shares {
+            let on = unit.as_ref().map(|unit| format!("on {unit}")).unwrap_or_default();
+            let percent = ns * 1000 / self.round_ns.max(1);
+            let line = format!(
+                "  {:>12} us {:>3}.{} %  {:<width$}  {on}",
+                thousandths(*ns, 1000),
+                percent / 10,
+                percent % 10,
+                purpose.to_string()
+            );
+            writeln!(f, "{}", line.trim_end())?;
         }
-        Ok(Chain { hops, row_bytes, context })
-    }
-
-    fn link(&self, from: &UnitSpec, to: &UnitSpec) -> LinkProfile {
-        if from == to {
-            return LinkProfile::default();
+        if self.idle_ns > 0 {
+            writeln!(f, "  {:>12} us          waiting", thousandths(self.idle_ns, 1000))?;
         }
-        *self.links.get(&(from.clone(), to.clone())).unwrap_or(&self.link_default)
-    }
-
-    /// Draft, then verify. The first draft step of a round also takes in the last drafted token if all of the round
-    /// before were accepted.
-    fn sequential(&self, g: u32, draft: &Chain<'_>, target: &Chain<'_>, a: &Acceptance) -> Round {
-        let mut round = Round::new(1.0 + a.expected(g), self.round_ns as f64);
-        let first_rows = 1.0 + a.survival(g);
-        round.add(draft.draft_parts(first_rows, g), 1.0);
-        round.add(target.parts(f64::from(g) + 1.0), 1.0);
-        round
-    }
-
-    /// A round drafts from the text if something is found there, else with the draft model if there is one.
-    fn lookup(
-        &self,
-        g: u32,
-        draft: Option<&Chain<'_>>,
-        target: &Chain<'_>,
-        workload: &Workload,
-    ) -> Round {
-        let hit = f64::from(workload.lookup_hit_permille.min(1000)) / 1000.0;
-        let miss_round = match draft {
-            Some(draft) => self.sequential(g, draft, target, &workload.acceptance),
-            None => Round::plain(target, self.round_ns as f64),
-        };
-        let found = 1.0 + workload.lookup_acceptance.expected(g);
-        let tokens = hit * found + (1.0 - hit) * miss_round.tokens;
-        let mut round = Round::new(tokens, self.round_ns as f64);
-        round.add(target.parts(f64::from(g) + 1.0), hit);
-        round.add(miss_round.parts, 1.0 - hit);
-        round
-    }
-
-    /// Time in nanoseconds that main memory needs to hand out the target's weights once and the draft's `n` times; 0 if
-    /// its bandwidth is not known or only one of the models lies in it.
-    pub(super) fn bus_ns(&self, plan: &PartitionPlan, n: f64) -> f64 {
-        let bytes = |role| -> f64 {
-            let in_main = |p: &&&Placement| {
-                let profile = self.units.get(plan.unit(&p.unit));
-                profile.is_some_and(|profile| profile.memory == MemoryDomain::Main)
-            };
-            let chain = plan.chain(role);
-            let stages = chain.iter().filter(in_main).map(|p| plan.stage_memory(p.stage));
-            stages.map(|memory| memory.weight_bytes as f64).sum()
-        };
-        let (target, draft) = (bytes(ModelRole::Target), bytes(ModelRole::Draft));
-        if self.bus_bytes_per_second == 0 || target == 0.0 || draft == 0.0 {
-            return 0.0;
+        for (unit, permille) in &self.utilisation_permille {
+            let mark = if self.bottleneck() == Some(unit) { ", the bottleneck" } else { "" };
+            let memory = self.memory_bytes.get(unit).copied().unwrap_or(0);
+            writeln!(
+                f,
+                "  {unit} is busy {}.{} % with {}{mark}",
+                permille / 10,
+                permille % 10,
+                wording::bytes(memory)
+            )?;
         }
-        (target + n * draft) * 1e9 / self.bus_bytes_per_second as f64
+        Ok(())
     }
-}
-
-/// The round that a depth chosen while decoding reaches at least: the best of the fixed ones, of equals the shortest.
-fn fastest(rounds: impl Iterator<Item = Round>) -> Round {
-    let faster = |best: Round, next: Round| if next.rate() > best.rate() { next } else { best };
-    rounds.reduce(faster).expect("there is at least one depth")
 }

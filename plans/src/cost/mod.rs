@@ -1,28 +1,38 @@
-//! What a plan will yield: speed-up formulas, the rule of when to stop drafting, and forecasts from measured times.
+//! What a plan will yield: measured times, the texts to decode, and the speed that follows.
 //!
 //! | module | what it answers |
 //! |---|---|
-//! | [`formula`] | expected speed-up over plain decoding, in closed form, from ratios |
-//! | [`stop`] | whether one more drafted token, or waiting for one, pays |
-//! | [`acceptance`] | how often drafts are right, by their distance from the last correction |
-//! | [`profile`] | how long a unit takes for a stage, and a link for its bytes |
-//! | [`forecast`], [`round`] | tokens per second and utilisation of a whole plan, and where the time goes |
+//! | [`class`] | which units are alike, so that one measurement holds for both |
+//! | [`profile`] | how long a class of units takes for a model, by rows and context, and a link for its bytes |
+//! | [`model`], [`times`] | how long each job of a whole plan takes, piece by piece |
+//! | [`workload`], [`acceptance`] | what is decoded, and how often drafts are right |
+//! | [`forecast`] | tokens per second and utilisation of a plan, and where the time goes |
+//! | [`formula`], [`stop`] | expected speed-up in closed form, and whether one more drafted token pays |
 //!
-//! *Invariant:* only sums, products and quotients of 64-bit floats, which are rounded alike on every machine, and results
-//! in integers: forecasts can be compared exactly, and ties break alike everywhere.
+//! A forecast comes of rehearsing the plan: the real scheduler decodes the workload's texts, and each of its jobs takes the
+//! time that the model gives it (`outrider-pipeline`, `rehearsal`). The closed forms say the same where everything is even.
+//!
+//! *Invariant:* times are whole nanoseconds and forecasts integers; the formulas are sums, products and quotients of 64-bit
+//! floats, which are rounded alike on every machine. Ties break alike everywhere.
 
 pub mod acceptance;
+pub mod class;
 pub mod forecast;
 pub mod formula;
+pub mod model;
 pub mod profile;
-pub mod round;
 pub mod stop;
-
-mod chain;
-mod overlap;
+pub mod times;
+pub mod workload;
 
 pub use acceptance::Acceptance;
-pub use forecast::{CostModel, ForecastError, Workload};
+pub use class::UnitClass;
+pub use forecast::{Forecast, Share};
 pub use formula::Costs;
-pub use profile::{LinkProfile, MemoryDomain, ProfileError, TimeTable, UnitProfile};
-pub use round::{Forecast, Share};
+pub use model::{Contention, CostModel, ForecastError, Link};
+pub use profile::{
+    AroundJobs, LinkProfile, MemoryDomain, PartsProfile, ProfileError, RoleProfile, TimeTable,
+    UnitProfile,
+};
+pub use times::{Before, DraftShape, PassShape, Piece, PlanTimes, Purpose, StageTimes};
+pub use workload::{Guess, SampleText, Workload};

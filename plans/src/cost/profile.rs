@@ -1,10 +1,12 @@
-//! Measured times: of a stage on a unit by rows and context, and of bytes between two units.
+//! Measured times: of a model on a class of units by rows and context, and of bytes between two units.
 //!
-//! *Invariant:* a [`TimeTable`] has a time for each pair of its rows and contexts, both ascending.
+//! *Invariant:* whole nanoseconds, and interpolation in integers: the same forecast on every machine.
 
 use std::collections::BTreeMap;
 
-use crate::role::StageId;
+use serde::{Deserialize, Serialize};
+
+use crate::role::ModelRole;
 
 /// Why numbers are not a table of times.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -32,12 +34,28 @@ pub enum ProfileError {
 }
 
 /// Time of one job by number of rows and context length, linear between the measured points.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "RawTable")]
 pub struct TimeTable {
     rows: Vec<u32>,
     contexts: Vec<u32>,
     /// `rows x contexts`, row-major.
     times_ns: Vec<u64>,
+}
+
+#[derive(Deserialize)]
+struct RawTable {
+    rows: Vec<u32>,
+    contexts: Vec<u32>,
+    times_ns: Vec<u64>,
+}
+
+impl TryFrom<RawTable> for TimeTable {
+    type Error = ProfileError;
+
+    fn try_from(raw: RawTable) -> Result<Self, ProfileError> {
+        TimeTable::new(raw.rows, raw.contexts, raw.times_ns)
+    }
 }
 
 impl TimeTable {
@@ -60,37 +78,61 @@ impl TimeTable {
         Ok(Self { rows, contexts, times_ns })
     }
 
-    /// Time in nanoseconds of a job of `rows` rows (a real number, for averages) after `context` cached positions.
+    /// A table that depends on the rows alone.
+    pub fn by_rows(points: &[(u32, u64)]) -> Result<Self, ProfileError> {
+        let (rows, times_ns) = points.iter().copied().unzip();
+        Self::new(rows, vec![0], times_ns)
+    }
+
+    /// Time in nanoseconds of a job of `rows` rows after `context` cached positions.
     ///
     /// Linear between measured points. Below the first point the first time holds; beyond the last one the slope of the
-    /// last two goes on, but never falls.
-    pub fn at(&self, rows: f64, context: f64) -> f64 {
-        let along_contexts: Vec<f64> = self
+    /// last two goes on, but never falls. A job of more rows is never quicker than one of fewer.
+    pub fn at_ns(&self, rows: u32, context: u32) -> u64 {
+        let mut floor = 0;
+        let along: Vec<u64> = self
             .times_ns
             .chunks(self.contexts.len())
-            .map(|times| interpolate(&self.contexts, |i| times[i] as f64, context))
+            .map(|times| {
+                floor = interpolate(&self.contexts, |i| times[i], context).max(floor);
+                floor
+            })
             .collect();
-        interpolate(&self.rows, |i| along_contexts[i], rows)
+        interpolate(&self.rows, |i| along[i], rows)
+    }
+
+    /// The same points with each time changed; `change` is given rows, context and time.
+    pub fn map(&self, mut change: impl FnMut(u32, u32, u64) -> u64) -> Self {
+        let points = self.rows.iter().flat_map(|r| self.contexts.iter().map(move |c| (*r, *c)));
+        let times = points.zip(&self.times_ns).map(|((r, c), ns)| change(r, c, *ns)).collect();
+        Self { times_ns: times, ..self.clone() }
+    }
+
+    /// Largest number of rows that was measured.
+    pub fn rows_max(&self) -> u32 {
+        *self.rows.last().expect("a table has rows")
     }
 }
 
-fn interpolate(axis: &[u32], value: impl Fn(usize) -> f64, at: f64) -> f64 {
+/// Linear between the points of an ascending axis, in integers, rounded down.
+fn interpolate(axis: &[u32], value: impl Fn(usize) -> u64, at: u32) -> u64 {
     let last = axis.len() - 1;
-    if last == 0 || at <= f64::from(axis[0]) {
+    if last == 0 || at <= axis[0] {
         return value(0);
     }
-    let right = axis.iter().position(|&x| at <= f64::from(x)).unwrap_or(last);
-    let (left_x, right_x) = (f64::from(axis[right - 1]), f64::from(axis[right]));
-    let (left, right_value) = (value(right - 1), value(right));
-    let slope = (right_value - left) / (right_x - left_x);
+    let right = axis.iter().position(|&x| at <= x).unwrap_or(last);
+    let (left_x, right_x) = (i128::from(axis[right - 1]), i128::from(axis[right]));
+    let (left, right_value) = (i128::from(value(right - 1)), i128::from(value(right)));
+    let (rise, run, at) = (right_value - left, right_x - left_x, i128::from(at));
     if at > right_x {
-        return right_value + slope.max(0.0) * (at - right_x);
+        return (right_value + rise.max(0) * (at - right_x) / run) as u64;
     }
-    left + slope * (at - left_x)
+    (left + rise * (at - left_x) / run) as u64
 }
 
 /// Where a unit's weights lie.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum MemoryDomain {
     /// In main memory, whose bandwidth the units in it share.
     Main,
@@ -98,19 +140,67 @@ pub enum MemoryDomain {
     Own,
 }
 
-/// What was measured of one unit.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What was measured of one model on one class of units, in a loop of nothing else.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RoleProfile {
+    /// Blocks of the model.
+    pub layers: u32,
+    /// A pass of the whole model of which every row runs through the head, as when drafts are verified: 1 to 16 rows.
+    pub verify: TimeTable,
+    /// A pass of which only the last row does, as when a prompt is read: 1 to 128 rows.
+    pub fill: TimeTable,
+    /// Each step of a draft job after the first, by the number of sequences that take part.
+    pub draft_step: TimeTable,
+    /// Stages that hold only a part of the model, if they were measured.
+    pub parts: Option<PartsProfile>,
+    /// Bytes of scratch buffers of the whole model.
+    pub scratch_bytes: u64,
+}
+
+/// Of a stage that is a part of a model.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartsProfile {
+    /// Everything but blocks and head, by rows.
+    pub base: TimeTable,
+    /// One block, in a stage of half of the blocks, by rows and context.
+    pub layer: TimeTable,
+    /// The head, by the rows that run through it.
+    pub head: TimeTable,
+}
+
+/// What was measured of one class of units.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UnitProfile {
     /// Where its weights lie.
     pub memory: MemoryDomain,
-    /// Time of a job beyond its stage's own: message, submission, read-back.
-    pub job_ns: u64,
-    /// Times of the stages that were measured on it.
-    pub stages: BTreeMap<StageId, TimeTable>,
+    /// The models that were measured on it.
+    pub roles: BTreeMap<ModelRole, RoleProfile>,
+    /// What happens around its jobs in the running engine.
+    pub around: AroundJobs,
+    /// Power while it computes, milliwatts, as far as anything says; for energy as a proxy only.
+    pub power_mw: u64,
+}
+
+/// Times around a unit's jobs in the running engine, beyond what the same jobs take in a loop.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AroundJobs {
+    /// From the end of a job to the begin of the next that was waiting for its answer: report, the scheduler's step, the
+    /// text to its reader, message, wake-up.
+    pub hop_ns: u64,
+    /// How much longer a job of the target takes than in the loop; negative if it takes less.
+    pub target_ns: i64,
+    /// The same of a draft job.
+    pub draft_ns: i64,
+    /// Further time of a target job right after a draft job on the same unit: its weights have left the nearer caches.
+    pub target_after_draft_ns: i64,
+    /// Further time of a draft job right after one of the target on the same unit.
+    pub draft_after_target_ns: i64,
+    /// From a request's arrival to its first job, and from its last job to its end.
+    pub request_ns: u64,
 }
 
 /// What was measured of the way from one unit to another.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LinkProfile {
     /// Time of an empty message.
     pub latency_ns: u64,
@@ -120,12 +210,12 @@ pub struct LinkProfile {
 
 impl LinkProfile {
     /// Time in nanoseconds of a message of `bytes`.
-    pub fn transfer_ns(&self, bytes: f64) -> f64 {
+    pub fn transfer_ns(&self, bytes: u64) -> u64 {
         let moving = match self.bytes_per_second {
-            0 => 0.0,
-            rate => bytes * 1e9 / rate as f64,
+            0 => 0,
+            rate => (u128::from(bytes) * 1_000_000_000 / u128::from(rate)) as u64,
         };
-        self.latency_ns as f64 + moving
+        self.latency_ns + moving
     }
 }
 
@@ -138,32 +228,30 @@ mod tests {
     fn times_are_linear_between_points_and_go_on_beyond_the_last() {
         let table =
             TimeTable::new(vec![1, 2, 4], vec![0, 100], vec![10, 20, 12, 22, 20, 30]).unwrap();
-        assert_eq!(table.at(1.0, 0.0), 10.0);
-        assert_eq!(table.at(1.0, 50.0), 15.0);
-        assert_eq!(table.at(3.0, 0.0), 16.0);
-        assert_eq!(table.at(3.0, 100.0), 26.0);
-        assert_eq!(table.at(6.0, 0.0), 28.0);
-        assert_eq!(table.at(0.0, 0.0), 10.0);
-        assert_eq!(table.at(1.0, 200.0), 30.0);
+        let of = |rows, context| table.at_ns(rows, context);
+        assert_eq!([of(1, 0), of(1, 50), of(3, 0), of(3, 100)], [10, 15, 16, 26]);
+        assert_eq!([of(6, 0), of(0, 0), of(1, 200)], [28, 10, 30]);
     }
 
     #[test]
-    fn noise_does_not_make_long_batches_free() {
-        let table = TimeTable::new(vec![1, 2], vec![0], vec![10, 8]).unwrap();
-        assert_eq!(table.at(9.0, 0.0), 8.0);
+    fn noise_does_not_make_more_rows_cheaper() {
+        let table = TimeTable::by_rows(&[(1, 10), (2, 8), (3, 9)]).unwrap();
+        assert_eq!([2, 3, 9].map(|rows| table.at_ns(rows, 0)), [10, 10, 10]);
     }
 
     #[test]
-    fn broken_tables_are_refused() {
-        let axis = TimeTable::new(vec![2, 1], vec![0], vec![1, 2]).unwrap_err();
+    fn broken_tables_are_refused_also_from_a_file() {
+        let axis = TimeTable::by_rows(&[(2, 1), (1, 2)]).unwrap_err();
         assert_eq!(axis, ProfileError::Axis { axis: "rows" });
         assert!(TimeTable::new(vec![1], vec![0, 1], vec![1]).is_err());
+        let text = "rows = [2, 1]\ncontexts = [0]\ntimes_ns = [1, 2]\n";
+        assert!(toml::from_str::<TimeTable>(text).is_err());
     }
 
     #[test]
     fn links_have_latency_and_bandwidth() {
         let link = LinkProfile { latency_ns: 500, bytes_per_second: 1_000_000_000 };
-        assert_eq!(link.transfer_ns(1000.0), 1500.0);
-        assert_eq!(LinkProfile::default().transfer_ns(1e9), 0.0);
+        assert_eq!(link.transfer_ns(1000), 1500);
+        assert_eq!(LinkProfile::default().transfer_ns(1 << 30), 0);
     }
 }
