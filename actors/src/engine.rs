@@ -12,16 +12,19 @@ use actix::prelude::{Actor, Addr, Arbiter};
 use outrider_devices::{SequenceId, SlotLimits};
 use outrider_observability::{HttpMetrics, Registry, RunningPlan};
 use outrider_pipeline::lookup::Ngrams;
+use outrider_pipeline::pacing::KnownTimes;
 use outrider_pipeline::scheduler::{
     Admission, GenerationParams, RoleLimits, Scheduler, SchedulerConfig, Units,
 };
 use outrider_pipeline::template::UnixSeconds;
 use outrider_pipeline::tokenizer::AddBos;
 use outrider_pipeline::{
-    Conversation, Detokenizer, DraftPolicy, GenerationPrompt, Message, SpecialTokens,
+    Conversation, Detokenizer, DraftPolicy, GenerationPrompt, Guarding, Message, SpecialTokens,
     TemplateError, Tokenizer, TokenizerError,
 };
-use outrider_plans::{CacheLimits, Mode, ModelRole, PartitionPlan, PlanContext, StageId, UnitId};
+use outrider_plans::{
+    CacheLimits, DraftTokens, Mode, ModelRole, PartitionPlan, PlanContext, StageId, UnitId,
+};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::coordinator::Coordinator;
@@ -132,6 +135,8 @@ pub struct EngineOptions {
     pub factories: BTreeMap<UnitId, DeviceFactory>,
     /// When a unit that is lost again and again is given up.
     pub restart: RestartPolicy,
+    /// Whether plans with a fixed depth stop drafting while it makes them slower. (Those that say "auto" do.)
+    pub guarding: Guarding,
     /// Who is told of every job, if anybody is.
     pub timings: Option<TimingTap>,
 }
@@ -146,7 +151,8 @@ impl EngineOptions {
     ) -> Self {
         let factories = fleet::factories(&plan);
         let restart = RestartPolicy::default();
-        Self { pair, plan, limits, registry, factories, restart, timings: None }
+        let guarding = Guarding::On;
+        Self { pair, plan, limits, registry, factories, restart, guarding, timings: None }
     }
 }
 
@@ -154,8 +160,9 @@ impl Engine {
     /// Starts all actors and installs every stage. Runs inside an actix system.
     pub async fn start(options: EngineOptions) -> Result<Self, EngineError> {
         let context = options.limits.context_of(&options.pair);
-        let EngineOptions { pair, plan, limits, registry, factories, restart, timings } = options;
-        let scheduler = scheduler(&pair, &plan, limits, context);
+        let EngineOptions { pair, plan, limits, registry, factories, restart, guarding, timings } =
+            options;
+        let scheduler = scheduler(&pair, (&plan, policy(&plan, guarding)), limits, context);
         let slots = SlotLimits {
             sequences_max: limits.parallel,
             positions_max: context,
@@ -324,7 +331,12 @@ impl Engine {
     }
 }
 
-fn scheduler(pair: &Pair, plan: &PartitionPlan, limits: EngineLimits, context: usize) -> Scheduler {
+fn scheduler(
+    pair: &Pair,
+    (plan, policy): (&PartitionPlan, DraftPolicy),
+    limits: EngineLimits,
+    context: usize,
+) -> Scheduler {
     let model = &pair.target;
     let tokenizer = Arc::clone(model.tokenizer());
     let role = RoleLimits { rows_max: ROWS_MAX as u32, positions_max: context as u32 };
@@ -339,8 +351,9 @@ fn scheduler(pair: &Pair, plan: &PartitionPlan, limits: EngineLimits, context: u
         draft: role,
         vocabulary: model.config().shape.vocabulary as u32,
         end_of_text: model.config().special.eos.iter().copied().collect(),
-        policy: policy(plan),
+        policy,
         units: if apart { Units::Separate } else { Units::Shared },
+        known_times: KnownTimes::default(),
     };
     Scheduler::new(
         config,
@@ -362,8 +375,8 @@ fn served_name(name: &str) -> &str {
 }
 
 /// The plan's mode as rules for drafting.
-fn policy(plan: &PartitionPlan) -> DraftPolicy {
-    match plan.mode {
+fn policy(plan: &PartitionPlan, guarding: Guarding) -> DraftPolicy {
+    let policy = match plan.mode {
         Mode::Plain => DraftPolicy::plain(),
         Mode::Sequential { draft_tokens } => DraftPolicy::sequential(draft_tokens.most()),
         Mode::Overlap { draft_tokens, wait } => {
@@ -377,5 +390,10 @@ fn policy(plan: &PartitionPlan) -> DraftPolicy {
                 DraftPolicy::lookup(draft_tokens, ngrams)
             }
         }
+    };
+    match (plan.mode.depth(), guarding) {
+        (Some(DraftTokens::Auto), _) => policy.by_worth(),
+        (Some(DraftTokens::Fixed(_)), Guarding::On) => policy.guarded(),
+        _ => policy,
     }
 }

@@ -29,18 +29,21 @@ impl Mean {
 /// Time of a target's pass by its number of rows.
 #[derive(Clone, Debug)]
 pub(crate) struct PassTimes {
+    /// At the machine's usual speed.
     entries: [Mean; ENTRIES],
+    /// What passes take at present, of that: another program, or heat, slows all of them down alike.
+    pace: f64,
 }
 
 impl PassTimes {
     /// Without any other knowledge a row costs this share of a pass of one.
     const ROW_SHARE: f64 = 0.1;
-    /// How fast all entries follow a change of speed that one of them shows.
-    const DRIFT: f64 = 0.04;
+    /// How fast the pace follows.
+    const DRIFT: f64 = 0.125;
 
     /// Starts from times that were measured before: rows and nanoseconds.
     pub(crate) fn new(known: &[(u32, u64)]) -> Self {
-        let mut times = Self { entries: [Mean::default(); ENTRIES] };
+        let mut times = Self { entries: [Mean::default(); ENTRIES], pace: 1.0 };
         for &(rows, ns) in known.iter().filter(|(rows, ns)| *rows > 0 && *ns > 0) {
             times.entries[entry_of(rows)] = Mean { ns: ns as f64, weight: 2.0 };
         }
@@ -51,12 +54,11 @@ impl PassTimes {
     pub(crate) fn note(&mut self, rows: u32, ns: u64) {
         let ns = (ns as f64).max(1.0);
         if let Some(expected) = self.at(rows) {
-            // The whole machine became slower or faster: what is known of other passes changes with it.
-            let ratio = (ns / expected).clamp(0.5, 2.0);
-            let change = 1.0 + Self::DRIFT * (ratio - 1.0);
-            self.entries.iter_mut().for_each(|entry| entry.ns *= change);
+            // One long wait must not pass for a slow machine.
+            let ratio = (ns / expected).clamp(0.6, 1.5);
+            self.pace = (self.pace * (1.0 + Self::DRIFT * (ratio - 1.0))).clamp(0.1, 10.0);
         }
-        self.entries[entry_of(rows)].note(ns);
+        self.entries[entry_of(rows)].note(ns / self.pace);
     }
 
     /// Time of a pass of `rows` rows in nanoseconds; `None` before anything ran.
@@ -84,7 +86,7 @@ impl PassTimes {
     fn known(&self) -> Vec<(f64, f64)> {
         let mut known: Vec<(f64, f64, f64)> = Vec::with_capacity(ENTRIES);
         for (index, entry) in self.entries.iter().enumerate().filter(|(_, e)| e.weight > 0.0) {
-            known.push((rows_of(index), entry.ns, entry.weight));
+            known.push((rows_of(index), entry.ns * self.pace, entry.weight));
         }
         // Pool neighbours that contradict each other (isotonic regression).
         let mut pooled: Vec<(usize, f64, f64)> = Vec::with_capacity(known.len());
