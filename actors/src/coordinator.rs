@@ -75,6 +75,7 @@ impl Coordinator {
         }
         self.ledger.load(self.scheduler.running(), self.scheduler.waiting());
         self.pace.show(self.scheduler.pacing());
+        self.ledger.cache_usage(self.scheduler.cache_usage());
         refusal
     }
 

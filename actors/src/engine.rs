@@ -325,6 +325,12 @@ impl Engine {
         self.shared.registry.render()
     }
 
+    /// Moves recorded samples into their buckets, so that the metrics stay small also while nobody reads them. Wants to
+    /// be called every few seconds.
+    pub fn tidy_metrics(&self) {
+        self.shared.registry.run_upkeep();
+    }
+
     /// Ends the engine's thread after the messages that it has. Open requests end unanswered.
     pub fn stop(&self) {
         self.shared.arbiter.stop();

@@ -150,6 +150,11 @@ impl Ledger {
         self.metrics.running.set(running as f64);
         self.metrics.waiting.set(waiting as f64);
     }
+
+    /// Shows what share of the target's cache positions is in use.
+    pub(crate) fn cache_usage(&self, ratio: f64) {
+        self.metrics.kv_cache_usage.set(ratio);
+    }
 }
 
 impl Entry {

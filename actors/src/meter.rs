@@ -115,7 +115,7 @@ pub struct UnitMeter {
 }
 
 impl UnitMeter {
-    /// This many jobs wait for the unit.
+    /// This many jobs are accepted and not finished.
     pub fn queued(&self, jobs: usize) {
         self.metrics.queue_depth.set(jobs as f64);
     }

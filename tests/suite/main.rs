@@ -6,6 +6,7 @@ mod clients;
 mod command_line;
 mod conformance;
 mod equivalence;
+mod monitoring;
 mod peers;
 mod process;
 mod service;

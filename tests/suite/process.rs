@@ -172,7 +172,8 @@ pub(crate) fn read_until(stream: &mut TcpStream, wanted: &str) -> String {
     text(&seen)
 }
 
-fn agent() -> ureq::Agent {
+/// A client that returns errors of the server as answers.
+pub(crate) fn agent() -> ureq::Agent {
     let config = ureq::Agent::config_builder()
         .http_status_as_error(false)
         .timeout_global(Some(Duration::from_secs(120)));

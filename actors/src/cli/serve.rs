@@ -1,10 +1,16 @@
 //! `outrider serve`: loads, listens, and ends in order on SIGTERM or SIGINT.
 
+use std::time::Duration;
+
 use clap::Args;
 use tracing::info;
 
 use super::{CliError, Selection, in_system};
+use crate::engine::Engine;
 use crate::gateway::{self, GatewayOptions};
+
+/// How often samples of the metrics are moved into their buckets.
+const METRICS_UPKEEP: Duration = Duration::from_secs(5);
 
 /// How to serve.
 #[derive(Args, Debug)]
@@ -35,6 +41,7 @@ pub(super) fn run(arguments: ServeArguments) -> Result<(), CliError> {
             body_bytes_max: arguments.body_bytes_max,
             drain_s: arguments.drain_s,
         };
+        actix_web::rt::spawn(upkeep(engine.clone()));
         let (server, addresses) = gateway::listen(engine.clone(), &options).map_err(|error| {
             format!("cannot listen on {}:{}: {error}", options.host, options.port)
         })?;
@@ -51,4 +58,12 @@ pub(super) fn run(arguments: ServeArguments) -> Result<(), CliError> {
         engine.stop();
         Ok(())
     })
+}
+
+async fn upkeep(engine: Engine) {
+    let mut turns = tokio::time::interval(METRICS_UPKEEP);
+    loop {
+        turns.tick().await;
+        engine.tidy_metrics();
+    }
 }

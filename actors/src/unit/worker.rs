@@ -92,8 +92,10 @@ impl Desk {
         };
         let mut stages = BTreeMap::new();
         for job in inbox {
-            self.meter.queued(inbox.len());
+            // With the job at hand, so that a unit that hangs is seen to have one.
+            self.meter.queued(inbox.len() + 1);
             self.perform(job, device.as_mut(), &mut stages)?;
+            self.meter.queued(inbox.len());
         }
         Ok(())
     }

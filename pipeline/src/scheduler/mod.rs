@@ -153,6 +153,13 @@ impl Scheduler {
         self.queue.len()
     }
 
+    /// Share of the target's cache positions that prompts and texts with a slot take, 0 to 1.
+    pub fn cache_usage(&self) -> f64 {
+        let used: u64 = self.sequences.values().map(|s| u64::from(s.positions())).sum();
+        let all = self.config.sequences_max as u64 * u64::from(self.config.target.positions_max);
+        used as f64 / all as f64
+    }
+
     /// Whether a batch of `role` is under way.
     pub fn is_busy(&self, role: ModelRole) -> bool {
         match role {

@@ -56,6 +56,11 @@ impl Sequence {
         }
     }
 
+    /// Positions of its prompt and of what it has written.
+    pub(super) fn positions(&self) -> u32 {
+        self.prompt_n + self.predicted_n
+    }
+
     pub(super) fn sampling(&self, role: ModelRole) -> Arc<Sampling> {
         match role {
             ModelRole::Target => self.sampling.clone(),
