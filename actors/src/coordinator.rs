@@ -1,24 +1,26 @@
 //! The coordinator: turns the scheduler's actions into messages, and replies into the scheduler's events.
 //!
-//! *Invariant:* it decides nothing about decoding. Every message is answered by one synchronous
-//! [`Scheduler::step`] and the messages that come of it; nothing here waits.
+//! *Invariants:* it decides nothing about decoding. Every message is answered by one synchronous
+//! [`Scheduler::step`] and the messages that come of it; nothing here waits. A reply counts only if its round is under
+//! way and its route is the one in use.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use actix::prelude::{Actor, AsyncContext, Context, Handler, MessageResult, WrapFuture};
+use actix::prelude::{Actor, AsyncContext, Context, Handler, MessageResult, Recipient, WrapFuture};
 use outrider_devices::SequenceId;
-use outrider_observability::{RequestMetrics, SpeculationMetrics};
-use outrider_pipeline::scheduler::{Action, Event, Scheduler, Ticket};
-use outrider_plans::{ModelRole, UnitId};
+use outrider_observability::{PlanMetrics, RequestMetrics, SpeculationMetrics};
+use outrider_pipeline::scheduler::{Action, Event, Scheduler, Takeover, Ticket};
+use outrider_plans::{Caches, ModelRole, PlanEpoch, UnitId};
 use tokio::sync::oneshot;
 use tracing::{debug, info, warn};
 
 use crate::ledger::Ledger;
 use crate::messages::{
-    Cancel, Drain, Generate, Hop, Inspect, Release, Remedy, RoundDone, RoundOutcome, Route,
-    RoutesReady, RunDraft, RunStage, Snapshot, UnitLost,
+    Cancel, CutOver, CutOverDone, Drain, Generate, Hop, Hopeless, Inspect, InstanceId, Release,
+    Remedy, Reroute, RoundDone, RoundOutcome, Route, RunDraft, RunStage, Snapshot, StopWarmUp,
+    UnitError, UnitLost, UnitUnfit, WarmUp, WarmUpDone,
 };
 use crate::pace_meter::PaceMeter;
 use crate::request::Refusal;
@@ -28,10 +30,18 @@ pub struct Coordinator {
     scheduler: Scheduler,
     ledger: Ledger,
     pace: PaceMeter,
+    plans: PlanMetrics,
+    epoch: PlanEpoch,
     target: Option<Arc<Route>>,
     draft: Option<Arc<Route>>,
     in_flight: BTreeMap<Ticket, ModelRole>,
-    lost: BTreeMap<UnitId, Loss>,
+    /// The routes of a plan that is on its way, while their caches are being filled.
+    warming: BTreeMap<ModelRole, Warming>,
+    /// The plan that waits for the end of the running rounds.
+    next: Option<CutOver>,
+    lost: BTreeMap<InstanceId, Loss>,
+    /// Who hears of warming and of the cut-over; nobody before the first plan runs.
+    supervisor: Option<Superior>,
     sequences: u64,
     draining: bool,
 }
@@ -41,7 +51,7 @@ impl Coordinator {
     pub fn new(
         mut scheduler: Scheduler,
         requests: RequestMetrics,
-        speculation: SpeculationMetrics,
+        (speculation, plans): (SpeculationMetrics, PlanMetrics),
     ) -> Self {
         for role in [ModelRole::Target, ModelRole::Draft] {
             let actions = scheduler.step(0, Event::Pause { role });
@@ -51,10 +61,15 @@ impl Coordinator {
             scheduler,
             ledger: Ledger::new(requests),
             pace: PaceMeter::new(speculation),
+            plans,
+            epoch: PlanEpoch(1),
             target: None,
             draft: None,
             in_flight: BTreeMap::new(),
+            warming: BTreeMap::new(),
+            next: None,
             lost: BTreeMap::new(),
+            supervisor: None,
             sequences: 0,
             draining: false,
         }
@@ -65,7 +80,14 @@ impl Coordinator {
         let mut refusal = None;
         let mut events = vec![event];
         while let Some(event) = events.pop() {
-            for action in self.scheduler.step(self.pace.now_ns(), event) {
+            // Units first: they compute while readers are told.
+            let mut actions = self.scheduler.step(self.pace.now_ns(), event);
+            let for_units = |action: &Action| {
+                use Action::{Release, RunDraft, RunTarget};
+                matches!(action, RunTarget { .. } | RunDraft { .. } | Release { .. })
+            };
+            actions.sort_by_key(|action| !for_units(action));
+            for action in actions {
                 match self.apply(action) {
                     Applied::Done => {}
                     Applied::ReaderLeft(sequence) => events.push(Event::Cancel(sequence)),
@@ -98,6 +120,23 @@ impl Coordinator {
                 let drafts = route.hops[0].drafts.clone();
                 drafts.do_send(RunDraft { ticket, route, batch });
             }
+            Action::RunWarm { role, ticket, batch } => {
+                // While warming stops, role by role, the scheduler may still have asked for more.
+                let Some(warming) = self.warming.get_mut(&role) else { return Applied::Done };
+                warming.ticket = Some(ticket);
+                let route = Arc::clone(&warming.route);
+                let batches = route.hops[0].batches.clone();
+                let batch = Arc::new(batch);
+                batches.do_send(RunStage { ticket, route, hop: 0, batch, input: None });
+            }
+            Action::Warmed { role } => {
+                let Some(warming) = self.warming.get_mut(&role) else { return Applied::Done };
+                warming.done = true;
+                if self.warming.values().all(|warming| warming.done) {
+                    let epoch = warming_epoch(&self.warming);
+                    self.tell(WarmUpDone { epoch, outcome: Ok(()) });
+                }
+            }
             Action::Emit { sequence, tokens, text, offered, accepted } => {
                 self.pace.round(offered, accepted);
                 if !self.ledger.text(sequence, text, tokens, now) {
@@ -110,7 +149,8 @@ impl Coordinator {
                 self.ledger.close(sequence, reason, statistics, now);
             }
             Action::Release { sequence } => {
-                for route in self.target.iter().chain(&self.draft) {
+                let warming = self.warming.values().map(|warming| &warming.route);
+                for route in self.target.iter().chain(&self.draft).chain(warming) {
                     route.hops.iter().for_each(|hop| hop.releases.do_send(Release { sequence }));
                 }
             }
@@ -122,20 +162,31 @@ impl Coordinator {
         Applied::Done
     }
 
-    fn route(
+    fn new_route(
         &self,
-        role: ModelRole,
+        (role, epoch): (ModelRole, PlanEpoch),
         hops: Vec<Hop>,
         context: &Context<Self>,
     ) -> Option<Arc<Route>> {
         let reply_to = context.address().recipient();
-        (!hops.is_empty()).then(|| Arc::new(Route { role, hops, reply_to }))
+        (!hops.is_empty()).then(|| Arc::new(Route { role, epoch, hops, reply_to }))
+    }
+
+    fn route(&self, role: ModelRole) -> Option<&Arc<Route>> {
+        match role {
+            ModelRole::Target => self.target.as_ref(),
+            ModelRole::Draft => self.draft.as_ref(),
+        }
+    }
+
+    fn tell(&self, done: WarmUpDone) {
+        self.supervisor.iter().for_each(|superior| superior.warmed.do_send(done.clone()));
     }
 
     /// Whether requests can be served: `Err` says why not.
     fn ready(&self) -> Result<(), String> {
         match self.lost.iter().next() {
-            Some((unit, loss)) => Err(format!("unit {unit} is down: {}", loss.reason)),
+            Some((_, loss)) => Err(format!("unit {} is down: {}", loss.unit, loss.reason)),
             None if self.target.is_none() => Err("the units are still starting".into()),
             None => Ok(()),
         }
@@ -144,8 +195,44 @@ impl Coordinator {
 
 /// A unit of the target that does not run.
 struct Loss {
+    unit: UnitId,
     reason: String,
-    rebuilding: bool,
+    /// No plan does without it.
+    hopeless: bool,
+}
+
+/// A model's next route, while its caches are being filled.
+struct Warming {
+    route: Arc<Route>,
+    ticket: Option<Ticket>,
+    done: bool,
+}
+
+fn warming_epoch(warming: &BTreeMap<ModelRole, Warming>) -> PlanEpoch {
+    warming.values().next().map_or_else(PlanEpoch::default, |warming| warming.route.epoch)
+}
+
+/// Who is told how swaps go.
+pub struct Superior {
+    /// Of caches that are filled.
+    pub warmed: Recipient<WarmUpDone>,
+    /// Of plans that run.
+    pub cut_over: Recipient<CutOverDone>,
+    /// Of units that are not up to the plan.
+    pub unfit: Recipient<UnitUnfit>,
+}
+
+/// Names the supervisor.
+#[derive(actix::Message)]
+#[rtype(result = "()")]
+pub struct Report(pub Superior);
+
+impl Handler<Report> for Coordinator {
+    type Result = ();
+
+    fn handle(&mut self, message: Report, _: &mut Self::Context) {
+        self.supervisor = Some(message.0);
+    }
 }
 
 enum Applied {
@@ -170,8 +257,8 @@ impl Handler<Generate> for Coordinator {
         if self.draining {
             return Err(Refusal::Draining);
         }
-        if let Some((unit, loss)) = self.lost.iter().find(|(_, loss)| !loss.rebuilding) {
-            let reason = format!("unit {unit} is gone: {}", loss.reason);
+        if let Some(loss) = self.lost.values().find(|loss| loss.hopeless) {
+            let reason = format!("unit {} is gone: {}", loss.unit, loss.reason);
             return Err(Refusal::Unavailable { reason });
         }
         let Generate { mut admission, events } = message;
@@ -217,10 +304,32 @@ impl Handler<Cancel> for Coordinator {
 impl Handler<RoundDone> for Coordinator {
     type Result = ();
 
-    fn handle(&mut self, message: RoundDone, _: &mut Self::Context) {
-        let RoundDone { ticket, role, outcome } = message;
-        if self.in_flight.remove(&ticket).is_none() {
-            debug!(?ticket, "a late reply of a round that was given up");
+    fn handle(&mut self, message: RoundDone, context: &mut Self::Context) {
+        self.round_done(message);
+        self.cut_over_if_due(context);
+    }
+}
+
+impl Coordinator {
+    fn round_done(&mut self, message: RoundDone) {
+        let RoundDone { ticket, role, epoch, outcome } = message;
+        if let Some(warming) = self.warming.get_mut(&role)
+            && warming.route.epoch == epoch
+            && warming.ticket == Some(ticket)
+        {
+            warming.ticket = None;
+            match outcome {
+                Ok(_) => {
+                    self.step(Event::WarmDone { role, ticket });
+                }
+                Err(error) => self.stop_warming(Some(error.to_string())),
+            }
+            return;
+        }
+        let current = self.route(role).is_some_and(|route| route.epoch == epoch);
+        if !current || self.in_flight.remove(&ticket).is_none() {
+            self.plans.stale_replies.increment(1);
+            debug!(?ticket, %epoch, "a late reply of a round that was given up");
             return;
         }
         let event = match outcome {
@@ -229,36 +338,138 @@ impl Handler<RoundDone> for Coordinator {
             Err(error) => {
                 warn!(%error, %role, "a round failed");
                 self.step(Event::Failed { role, ticket });
-                if error.remedy() == Remedy::Replan && role == ModelRole::Target {
-                    self.give_up(&error.to_string());
-                    self.step(Event::Resume { role });
+                if error.remedy() == Remedy::Replan {
+                    self.replan(role, &error);
                 }
                 return;
             }
         };
         self.step(event);
     }
+
+    /// Asks for a plan that does without the unit that refused.
+    fn replan(&self, role: ModelRole, error: &UnitError) {
+        let (UnitError::Device { unit, .. } | UnitError::Gone { unit, .. }) = error;
+        let hops = self.route(role).into_iter().flat_map(|route| &route.hops);
+        let instance = hops.filter(|hop| hop.unit == *unit).map(|hop| hop.instance).next();
+        if let (Some(superior), Some(instance)) = (&self.supervisor, instance) {
+            let (unit, reason) = (unit.clone(), error.to_string());
+            superior.unfit.do_send(UnitUnfit { unit, instance, reason });
+        }
+    }
+
+    /// Forgets the caches that are being filled, and says why if it was not asked for.
+    fn stop_warming(&mut self, because: Option<String>) {
+        let epoch = warming_epoch(&self.warming);
+        for role in std::mem::take(&mut self.warming).into_keys() {
+            self.step(Event::StopWarming { role });
+        }
+        if let Some(detail) = because {
+            self.tell(WarmUpDone { epoch, outcome: Err(detail) });
+        }
+    }
+
+    /// Goes over to the next plan if no round of a model that moves is under way.
+    fn cut_over_if_due(&mut self, context: &mut Context<Self>) {
+        let due = self.next.take_if(|next| {
+            let moves = |role, caches: Option<Caches>| {
+                caches != Some(Caches::Kept) && self.scheduler.is_busy(role)
+            };
+            !moves(ModelRole::Target, Some(next.target_caches))
+                && !moves(ModelRole::Draft, next.draft_caches)
+        });
+        let Some(next) = due else { return };
+        let CutOver { epoch, target, target_caches, draft, draft_caches, policy, units } = next;
+        self.warming.clear();
+        self.epoch = epoch;
+        if target_caches != Caches::Kept {
+            self.target = self.new_route((ModelRole::Target, epoch), target, context);
+        }
+        if draft_caches != Some(Caches::Kept) {
+            self.draft = self.new_route((ModelRole::Draft, epoch), draft, context);
+        }
+        let in_use = |instance: &InstanceId| {
+            let hops = self.target.iter().chain(&self.draft).flat_map(|route| &route.hops);
+            hops.into_iter().any(|hop| hop.instance == *instance)
+        };
+        let lost = std::mem::take(&mut self.lost);
+        self.lost = lost.into_iter().filter(|(instance, _)| in_use(instance)).collect();
+        info!(%epoch, target = ?target_caches, draft = ?draft_caches, "cut over");
+        let takeover = Takeover { policy, units, target: target_caches, draft: draft_caches };
+        self.step(Event::CutOver(takeover));
+        if let Some(superior) = &self.supervisor {
+            superior.cut_over.do_send(CutOverDone { epoch });
+        }
+    }
+}
+
+impl Handler<WarmUp> for Coordinator {
+    type Result = ();
+
+    fn handle(&mut self, message: WarmUp, context: &mut Self::Context) {
+        let WarmUp { epoch, routes } = message;
+        for (role, hops) in routes {
+            let route = self.new_route((role, epoch), hops, context).expect("a route has stages");
+            self.warming.insert(role, Warming { route, ticket: None, done: false });
+        }
+        for role in self.warming.keys().copied().collect::<Vec<_>>() {
+            self.step(Event::Warm { role });
+        }
+    }
+}
+
+impl Handler<StopWarmUp> for Coordinator {
+    type Result = ();
+
+    fn handle(&mut self, _: StopWarmUp, _: &mut Self::Context) {
+        self.stop_warming(None);
+    }
+}
+
+impl Handler<CutOver> for Coordinator {
+    type Result = ();
+
+    fn handle(&mut self, message: CutOver, context: &mut Self::Context) {
+        let draft = message.draft_caches != Some(Caches::Kept);
+        let moves =
+            [(ModelRole::Target, message.target_caches != Caches::Kept), (ModelRole::Draft, draft)];
+        for (role, _) in moves.into_iter().filter(|(_, moves)| *moves) {
+            self.step(Event::Hold { role });
+        }
+        self.next = Some(message);
+        self.cut_over_if_due(context);
+    }
 }
 
 impl Handler<UnitLost> for Coordinator {
     type Result = ();
 
-    fn handle(&mut self, message: UnitLost, _: &mut Self::Context) {
-        let UnitLost { unit, reason, rebuilding } = message;
-        let runs_on = |route: &Option<Arc<Route>>| {
-            route.iter().any(|r| r.hops.iter().any(|hop| hop.unit == unit))
-        };
-        let target = runs_on(&self.target);
-        let draft = runs_on(&self.draft);
-        let roles = [(ModelRole::Target, target), (ModelRole::Draft, draft)];
-        for (role, _) in roles.into_iter().filter(|(_, runs)| *runs) {
+    fn handle(&mut self, message: UnitLost, context: &mut Self::Context) {
+        let UnitLost { unit, instance, reason } = message;
+        let runs_on = |route: &Arc<Route>| route.hops.iter().any(|hop| hop.instance == instance);
+        if self.warming.values().any(|warming| runs_on(&warming.route)) {
+            self.stop_warming(Some(format!("unit {unit} was lost: {reason}")));
+        }
+        let roles = [ModelRole::Target, ModelRole::Draft];
+        let lost = roles.into_iter().filter(|role| self.route(*role).is_some_and(runs_on));
+        for role in lost.collect::<Vec<_>>() {
             self.suspend(role);
+            if role == ModelRole::Target {
+                let (unit, reason) = (unit.clone(), reason.clone());
+                self.lost.insert(instance, Loss { unit, reason, hopeless: false });
+            }
         }
-        if target {
-            self.lost.insert(unit.clone(), Loss { reason: reason.clone(), rebuilding });
-        }
-        if target && !rebuilding {
-            self.give_up(&format!("unit {unit} is gone: {reason}"));
+        self.cut_over_if_due(context);
+    }
+}
+
+impl Handler<Hopeless> for Coordinator {
+    type Result = ();
+
+    fn handle(&mut self, message: Hopeless, _: &mut Self::Context) {
+        self.lost.values_mut().for_each(|loss| loss.hopeless = true);
+        if !self.lost.is_empty() {
+            self.give_up(&message.reason);
         }
     }
 }
@@ -284,22 +495,25 @@ impl Coordinator {
     }
 }
 
-impl Handler<RoutesReady> for Coordinator {
+impl Handler<Reroute> for Coordinator {
     type Result = ();
 
-    fn handle(&mut self, message: RoutesReady, context: &mut Self::Context) {
-        let RoutesReady { target, draft, rebuilt } = message;
-        self.target = self.route(ModelRole::Target, target, context);
-        self.draft = self.route(ModelRole::Draft, draft, context);
-        self.lost.clear();
+    fn handle(&mut self, message: Reroute, context: &mut Self::Context) {
+        let Reroute { target, draft, rebuilt } = message;
+        self.target = self.new_route((ModelRole::Target, self.epoch), target, context);
+        self.draft = self.new_route((ModelRole::Draft, self.epoch), draft, context);
         for role in rebuilt {
             info!(%role, "rebuilding its caches from tokens");
             self.step(Event::CachesLost { role });
         }
-        self.step(Event::Resume { role: ModelRole::Target });
+        if self.target.is_some() {
+            self.lost.clear();
+            self.step(Event::Resume { role: ModelRole::Target });
+        }
         if self.draft.is_some() {
             self.step(Event::Resume { role: ModelRole::Draft });
         }
+        self.cut_over_if_due(context);
     }
 }
 

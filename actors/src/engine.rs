@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use actix::prelude::{Actor, Addr, Arbiter};
+use actix::prelude::{Actor, Addr, Arbiter, ArbiterHandle};
 use outrider_devices::{SequenceId, SlotLimits};
 use outrider_observability::{HttpMetrics, Registry, RunningPlan};
 use outrider_pipeline::lookup::Ngrams;
@@ -22,19 +22,21 @@ use outrider_pipeline::{
     Conversation, Detokenizer, DraftPolicy, GenerationPrompt, Guarding, Message, SpecialTokens,
     TemplateError, Tokenizer, TokenizerError,
 };
+use outrider_plans::swap::Forecasted;
 use outrider_plans::{
-    CacheLimits, DraftTokens, Mode, ModelRole, PartitionPlan, PlanContext, StageId, UnitId,
+    CacheLimits, DraftTokens, Mode, ModelRole, PartitionPlan, PlanContext, Proposal, Reason,
+    StageId, SwapError, SwapReport, UnitId,
 };
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::coordinator::Coordinator;
 use crate::fleet;
-use crate::messages::{Cancel, Drain, Generate, Inspect, UnitError};
+use crate::messages::{Cancel, Drain, Generate, Inspect, PreviewPlan, ProposePlan, UnitError};
 use crate::meter::{FleetMeter, TimingTap};
 use crate::pair::Pair;
 use crate::request::{Refusal, RequestEvent};
-use crate::supervisor::{Blueprint, RestartPolicy, StageSource, Supervisor};
-use crate::unit::DeviceFactory;
+use crate::supervisor::{Blueprint, PlanView, RestartPolicy, StageSource, Supervisor};
+use crate::unit::{Cores, DeviceFactory, Workplace};
 
 /// Most rows of one batch: a prefill chunk with the decode rows of the other sequences beside it.
 const ROWS_MAX: usize = 128;
@@ -111,12 +113,13 @@ pub struct Engine {
 
 struct Shared {
     pair: Pair,
-    plan: PartitionPlan,
-    context: usize,
+    view: watch::Receiver<Arc<PlanView>>,
+    plan_context: PlanContext,
     coordinator: Addr<Coordinator>,
     registry: Arc<Registry>,
-    _supervisor: Addr<Supervisor>,
-    arbiter: Arbiter,
+    supervisor: Addr<Supervisor>,
+    arbiter: ArbiterHandle,
+    home: Home,
     seeds: AtomicU64,
     started_at_s: u64,
 }
@@ -131,8 +134,16 @@ pub struct EngineOptions {
     pub limits: EngineLimits,
     /// What everything reports to.
     pub registry: Arc<Registry>,
-    /// Makes the device of each unit of the plan.
+    /// Makes the devices of these units, whatever a plan says of them; others are made as the plan says.
     pub factories: BTreeMap<UnitId, DeviceFactory>,
+    /// What plans are checked against.
+    pub context: PlanContext,
+    /// Bytes of main memory that are free now.
+    pub memory_free: Arc<dyn Fn() -> u64 + Send + Sync>,
+    /// Where the units' workers work.
+    pub workplace: Workplace,
+    /// Where the actors live.
+    pub home: Home,
     /// When a unit that is lost again and again is given up.
     pub restart: RestartPolicy,
     /// Whether plans with a fixed depth stop drafting while it makes them slower. (Those that say "auto" do.)
@@ -149,59 +160,99 @@ impl EngineOptions {
         limits: EngineLimits,
         registry: Arc<Registry>,
     ) -> Self {
-        let factories = fleet::factories(&plan);
-        let restart = RestartPolicy::default();
-        let guarding = Guarding::On;
-        Self { pair, plan, limits, registry, factories, restart, guarding, timings: None }
+        let context = limits.plan_context(&pair);
+        Self {
+            pair,
+            plan,
+            limits,
+            registry,
+            factories: BTreeMap::new(),
+            context,
+            memory_free: Arc::new(fleet::memory_free),
+            workplace: Workplace::Threads,
+            home: Home::Own,
+            restart: RestartPolicy::default(),
+            guarding: Guarding::Off,
+            timings: None,
+        }
     }
+}
+
+/// The thread that an engine's actors share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Home {
+    /// One of their own, which ends with the engine.
+    Own,
+    /// The caller's, whose clock a simulation controls.
+    Current,
 }
 
 impl Engine {
     /// Starts all actors and installs every stage. Runs inside an actix system.
     pub async fn start(options: EngineOptions) -> Result<Self, EngineError> {
-        let context = options.limits.context_of(&options.pair);
-        let EngineOptions { pair, plan, limits, registry, factories, restart, guarding, timings } =
+        let EngineOptions { pair, plan, limits, registry, factories, restart, .. } = options;
+        let EngineOptions { context, memory_free, workplace, home, timings, guarding, .. } =
             options;
-        let scheduler = scheduler(&pair, (&plan, policy(&plan, guarding)), limits, context);
-        let slots = SlotLimits {
-            sequences_max: limits.parallel,
-            positions_max: context,
-            rows_max: ROWS_MAX,
+        let rules: fn(&PartitionPlan) -> (DraftPolicy, Units) = match guarding {
+            Guarding::On => rules_with_guard,
+            Guarding::Off => rules_as_written,
         };
+        let positions_max = limits.context_of(&pair);
+        let scheduler = scheduler(&pair, rules(&plan), limits, positions_max);
+        let slots =
+            SlotLimits { sequences_max: limits.parallel, positions_max, rows_max: ROWS_MAX };
         let stages: StageSource = {
             let pair = pair.clone();
             Arc::new(move |stage: StageId| pair.subgraph(stage))
         };
         let blueprint = Blueprint {
-            plan: plan.clone(),
+            context: context.clone(),
+            memory_free,
             factories,
+            workplace,
+            cores: Cores::new(),
             stages,
             limits: BTreeMap::from([(ModelRole::Target, slots), (ModelRole::Draft, slots)]),
-            meter: FleetMeter::new(&plan, Arc::clone(&registry)).with_timings(timings),
+            rules,
+            meter: FleetMeter::new(Arc::clone(&registry)).with_timings(timings),
             restart,
         };
-        let metrics = (registry.requests.clone(), registry.speculation.clone());
-        let arbiter = Arbiter::new();
+        registry.plan.running(RunningPlan::new(&plan, 1));
+        let requests = registry.requests.clone();
+        let metrics = (registry.speculation.clone(), registry.plan.clone());
+        let (changed, view) = watch::channel(Arc::new(PlanView::before(plan.clone())));
         let (started, outcome) = oneshot::channel();
-        arbiter.spawn(async move {
-            let coordinator = Coordinator::new(scheduler, metrics.0, metrics.1).start();
-            let (losses, routes) =
-                (coordinator.clone().recipient(), coordinator.clone().recipient());
-            let supervisor = Supervisor::start(blueprint, losses, routes).await;
+        let start = async move {
+            let coordinator = Coordinator::new(scheduler, requests, metrics).start();
+            let supervisor = Supervisor::start(plan, blueprint, coordinator.clone(), changed).await;
             // If the receiver is gone, so is the engine that wanted these.
             let _ = started.send(supervisor.map(|supervisor| (coordinator, supervisor)));
-        });
-        let (coordinator, supervisor) = outcome.await.map_err(|_| EngineError::Ended)??;
+        };
+        let arbiter = match home {
+            Home::Own => Arbiter::new().handle(),
+            Home::Current => Arbiter::current(),
+        };
+        arbiter.spawn(start);
+        let outcome = outcome.await.map_err(|_| EngineError::Ended);
+        let (coordinator, supervisor) = match outcome.and_then(|outcome| Ok(outcome?)) {
+            Ok(started) => started,
+            Err(error) => {
+                if home == Home::Own {
+                    arbiter.stop();
+                }
+                return Err(error);
+            }
+        };
         let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        registry.plan.running(RunningPlan::new(&plan, 1));
         let shared = Shared {
             pair,
-            plan,
-            context,
+            view,
+            plan_context: context,
             coordinator,
-            _supervisor: supervisor,
+            supervisor,
             registry,
             arbiter,
+            home,
             seeds: AtomicU64::new(since_epoch.as_nanos() as u64),
             started_at_s: since_epoch.as_secs(),
         };
@@ -214,7 +265,7 @@ impl Engine {
         prompt: Vec<u32>,
         params: GenerationParams,
     ) -> Result<(SequenceId, mpsc::Receiver<RequestEvent>), Refusal> {
-        let room = self.shared.context.saturating_sub(prompt.len());
+        let room = self.context_length().saturating_sub(prompt.len());
         let tokens_max = params.max_tokens.map_or(room, |max| room.min(max as usize));
         // One event for each token at most, text held back, and the end.
         let (events, receiver) = mpsc::channel(tokens_max + 3);
@@ -302,12 +353,52 @@ impl Engine {
 
     /// Positions of one sequence.
     pub fn context_length(&self) -> usize {
-        self.shared.context
+        self.shared.plan_context.caches.positions_max
     }
 
     /// The running plan.
-    pub fn plan(&self) -> &PartitionPlan {
-        &self.shared.plan
+    pub fn plan(&self) -> Arc<PartitionPlan> {
+        Arc::clone(&self.plan_view().plan)
+    }
+
+    /// The running plan with its number, and how it came to run.
+    pub fn plan_view(&self) -> Arc<PlanView> {
+        Arc::clone(&self.shared.view.borrow())
+    }
+
+    /// What plans for this engine are checked against.
+    pub fn plan_context(&self) -> &PlanContext {
+        &self.shared.plan_context
+    }
+
+    /// Runs another plan; requests go on. Answers when the swap has ended, well or not.
+    pub async fn propose(&self, proposal: Proposal) -> Result<SwapReport, SwapError> {
+        let ended = self.shared.supervisor.send(ProposePlan(proposal)).await;
+        ended.unwrap_or(Err(SwapError::Ended))
+    }
+
+    /// What a proposal would lead to.
+    pub async fn preview(&self, proposal: Proposal) -> Result<Forecasted, SwapError> {
+        let answer = self.shared.supervisor.send(PreviewPlan(proposal)).await;
+        answer.unwrap_or(Err(SwapError::Ended))
+    }
+
+    /// Runs the plan again that ran before the running one.
+    pub async fn roll_back(&self) -> Result<SwapReport, SwapError> {
+        let view = self.plan_view();
+        let plan = view.earlier().ok_or(SwapError::NoEarlier)?.clone();
+        let (expected, reason) = (Some(view.epoch), Reason::Rollback);
+        self.propose(Proposal { plan, expected, reason }).await
+    }
+
+    /// Who takes proposals, for a planner.
+    pub fn proposals(&self) -> actix::prelude::Recipient<ProposePlan> {
+        self.shared.supervisor.clone().recipient()
+    }
+
+    /// The last jobs of every unit and the last plan swaps, in Chrome's trace event format.
+    pub fn timeline(&self) -> String {
+        self.shared.registry.timeline.to_chrome_json()
     }
 
     /// When the engine started, seconds since 1970.
@@ -333,23 +424,21 @@ impl Engine {
 
     /// Ends the engine's thread after the messages that it has. Open requests end unanswered.
     pub fn stop(&self) {
-        self.shared.arbiter.stop();
+        if self.shared.home == Home::Own {
+            self.shared.arbiter.stop();
+        }
     }
 }
 
 fn scheduler(
     pair: &Pair,
-    (plan, policy): (&PartitionPlan, DraftPolicy),
+    (policy, units): (DraftPolicy, Units),
     limits: EngineLimits,
     context: usize,
 ) -> Scheduler {
     let model = &pair.target;
     let tokenizer = Arc::clone(model.tokenizer());
     let role = RoleLimits { rows_max: ROWS_MAX as u32, positions_max: context as u32 };
-    let units_of = |role| -> BTreeSet<_> {
-        plan.chain(role).into_iter().map(|placement| placement.unit.clone()).collect()
-    };
-    let apart = units_of(ModelRole::Target).is_disjoint(&units_of(ModelRole::Draft));
     let config = SchedulerConfig {
         sequences_max: limits.parallel,
         queue_max: limits.queue,
@@ -358,13 +447,31 @@ fn scheduler(
         vocabulary: model.config().shape.vocabulary as u32,
         end_of_text: model.config().special.eos.iter().copied().collect(),
         policy,
-        units: if apart { Units::Separate } else { Units::Shared },
+        units,
         known_times: KnownTimes::default(),
     };
     Scheduler::new(
         config,
         Box::new(move || Box::new(Detokenizer::at_start(Arc::clone(&tokenizer)))),
     )
+}
+
+/// The rules for drafting under a plan, with the guard for all that drafts, and whether its models share units.
+fn rules_with_guard(plan: &PartitionPlan) -> (DraftPolicy, Units) {
+    (policy(plan, Guarding::On), units(plan))
+}
+
+/// The same without the guard for a fixed depth.
+fn rules_as_written(plan: &PartitionPlan) -> (DraftPolicy, Units) {
+    (policy(plan, Guarding::Off), units(plan))
+}
+
+fn units(plan: &PartitionPlan) -> Units {
+    let units_of = |role| -> BTreeSet<_> {
+        plan.chain(role).into_iter().map(|placement| placement.unit.clone()).collect()
+    };
+    let apart = units_of(ModelRole::Target).is_disjoint(&units_of(ModelRole::Draft));
+    if apart { Units::Separate } else { Units::Shared }
 }
 
 /// A model's name as clients say it: the last part of its file's, without the format's ending.

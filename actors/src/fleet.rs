@@ -2,16 +2,17 @@
 //!
 //! *Invariant:* a device is made on its unit's worker thread, by the factory, and again by the same factory after a loss.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use outrider_devices::cpu::{CpuDevice, CpuOptions};
 use outrider_devices::discovery;
+use outrider_devices::gpu::{self, GpuAdapter, GpuSelector};
 use outrider_devices::reference::ReferenceDevice;
 use outrider_devices::sim::{RealDelay, SimDevice, SimOptions};
 use outrider_devices::{Device, DeviceError};
-use outrider_plans::{Core, Machine, PartitionPlan, UnitId, UnitSpec};
+use outrider_plans::{Adapter, AdapterKind, Core, Machine, UnitSpec};
 
+use crate::gpu_tuning;
 use crate::unit::DeviceFactory;
 
 /// Memory that is assumed where the machine does not say: plans are then checked against what any board has.
@@ -36,25 +37,43 @@ pub fn machine() -> Machine {
     });
     Machine {
         cores: cores.collect(),
-        adapters: Vec::new(),
+        adapters: gpu::discover().usable().map(adapter).collect(),
         memory_bytes: found.memory_free().unwrap_or(MEMORY_UNKNOWN_BYTES),
     }
 }
 
-/// A factory for each unit of the plan.
-pub fn factories(plan: &PartitionPlan) -> BTreeMap<UnitId, DeviceFactory> {
-    plan.units.iter().map(|(unit, spec)| (unit.clone(), factory(spec))).collect()
+/// Bytes of main memory that are free now.
+pub fn memory_free() -> u64 {
+    discovery::Machine::here().memory_free().unwrap_or(MEMORY_UNKNOWN_BYTES)
 }
 
-fn factory(spec: &UnitSpec) -> DeviceFactory {
+fn adapter(found: &GpuAdapter) -> Adapter {
+    let kind = match found.kind {
+        gpu::AdapterKind::Discrete | gpu::AdapterKind::Virtual => AdapterKind::Discrete,
+        gpu::AdapterKind::Integrated | gpu::AdapterKind::Other => AdapterKind::Integrated,
+        gpu::AdapterKind::Software => AdapterKind::Software,
+    };
+    let own = kind == AdapterKind::Discrete;
+    let memory_bytes = found.memory_bytes.filter(|_| own);
+    Adapter { name: found.name.clone(), kind, memory_bytes }
+}
+
+/// Makes the device that a plan describes.
+pub fn factory(spec: &UnitSpec) -> DeviceFactory {
     match spec.clone() {
         UnitSpec::Cpu { cores } => Arc::new(move || {
             let options = CpuOptions { cores: cores.clone(), ..CpuOptions::default() };
             Ok(Box::new(CpuDevice::new(options)?) as Box<dyn Device>)
         }),
         UnitSpec::Reference => Arc::new(|| Ok(Box::new(ReferenceDevice) as Box<dyn Device>)),
-        UnitSpec::Gpu { name, .. } => Arc::new(move || {
-            let detail = "this build drives no GPU; use a cpu unit".to_owned();
+        UnitSpec::Gpu { adapter, name } => Arc::new(move || {
+            let device = gpu_tuning::open(&GpuSelector::Index(adapter))?;
+            let found = &device.adapter().name;
+            if *found == name {
+                return Ok(Box::new(device) as Box<dyn Device>);
+            }
+            // Adapters come and go, with a driver's restart or an unplugged card.
+            let detail = format!("adapter {adapter} is {found} now; see `outrider devices`");
             Err(DeviceError::Unsupported { device: name.clone(), detail })
         }),
         UnitSpec::Sim => Arc::new(|| {

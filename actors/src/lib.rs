@@ -13,6 +13,7 @@ pub mod coordinator;
 pub mod engine;
 pub mod fleet;
 pub mod gateway;
+mod gpu_tuning;
 mod ledger;
 pub mod messages;
 pub mod meter;

@@ -1,11 +1,14 @@
 //! Every message that crosses between actors, on one page.
 //!
 //! ```text
-//! gateway ---- Generate, Cancel, Inspect ----> coordinator
-//! coordinator - RunStage, RunDraft, Release -> unit          (RunStage goes on from unit to unit in a split model)
-//! unit -------- RoundDone -------------------> coordinator
-//! unit -------- UnitDown --------------------> supervisor -- UnitLost, UnitReady --> coordinator
-//! supervisor -- Install ---------------------> unit
+//! gateway ---- Generate, Cancel, Inspect -------> coordinator
+//! gateway, planner - ProposePlan, PreviewPlan --> supervisor
+//! coordinator - RunStage, RunDraft, Release ----> unit          (RunStage goes on from unit to unit in a split model)
+//! unit -------- RoundDone ----------------------> coordinator
+//! unit -------- UnitDown -----------------------> supervisor
+//! supervisor -- Install, Evict, Retire ---------> unit
+//! supervisor -- UnitLost, Reroute, WarmUp, StopWarmUp, CutOver --> coordinator
+//! coordinator - WarmUpDone, CutOverDone --------> supervisor
 //! ```
 //!
 //! *Invariant:* messages are data. Large buffers move or are shared, never copied; every queue that holds messages is
@@ -17,8 +20,12 @@ use actix::prelude::{Message, Recipient};
 use outrider_devices::{
     Activations, Batch, DeviceError, DraftBatch, MemoryUse, Pick, SequenceId, SlotLimits, Subgraph,
 };
-use outrider_pipeline::scheduler::{Admission, Ticket};
-use outrider_plans::{ModelRole, StageId, UnitId};
+use outrider_pipeline::DraftPolicy;
+use outrider_pipeline::scheduler::{Admission, Ticket, Units};
+use outrider_plans::swap::Forecasted;
+use outrider_plans::{
+    Caches, ModelRole, PlanEpoch, Proposal, StageId, SwapError, SwapReport, UnitId,
+};
 use tokio::sync::mpsc;
 
 use crate::request::{Refusal, RequestEvent};
@@ -42,10 +49,30 @@ pub struct Cancel {
     pub sequence: SequenceId,
 }
 
+/// Run another plan. The answer comes when the swap has ended, well or not.
+#[derive(Clone, Debug, Message)]
+#[rtype(result = "Result<SwapReport, SwapError>")]
+pub struct ProposePlan(pub Proposal);
+
+/// What would a proposal lead to?
+#[derive(Clone, Debug, Message)]
+#[rtype(result = "Result<Forecasted, SwapError>")]
+pub struct PreviewPlan(pub Proposal);
+
+/// Names one stage as installed once; an installation of the same stage later, or elsewhere, has another name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct InstallId(pub u64);
+
+/// Names one unit's actor and worker; the unit that is rebuilt, or given other cores, has another name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct InstanceId(pub u64);
+
 /// Compile a stage beside those that are installed.
 #[derive(Debug, Message)]
 #[rtype(result = "Result<MemoryUse, UnitError>")]
 pub struct Install {
+    /// Name of this installation.
+    pub install: InstallId,
     /// Name of the stage.
     pub stage: StageId,
     /// Its ops and weights.
@@ -54,11 +81,26 @@ pub struct Install {
     pub limits: SlotLimits,
 }
 
+/// Free an installed stage with its caches. The answer comes when it is gone.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "()")]
+pub struct Evict {
+    /// The installation.
+    pub install: InstallId,
+}
+
+/// End, after the jobs that wait: the unit is not needed any more.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "()")]
+pub struct Retire;
+
 /// The way of a batch through the stages of one model.
 #[derive(Clone, Debug)]
 pub struct Route {
     /// The model.
     pub role: ModelRole,
+    /// The plan under which the route began; a reply over an older route is stale.
+    pub epoch: PlanEpoch,
     /// Stages in layer order; at least one.
     pub hops: Vec<Hop>,
     /// Who hears of the end.
@@ -70,8 +112,12 @@ pub struct Route {
 pub struct Hop {
     /// Where it runs.
     pub unit: UnitId,
+    /// The actor there.
+    pub instance: InstanceId,
     /// What runs.
     pub stage: StageId,
+    /// Its installation there.
+    pub install: InstallId,
     /// The unit's mailbox for batches.
     pub batches: Recipient<RunStage>,
     /// The unit's mailbox for drafts.
@@ -116,6 +162,8 @@ pub struct RoundDone {
     pub ticket: Ticket,
     /// The model that ran.
     pub role: ModelRole,
+    /// Its route's epoch.
+    pub epoch: PlanEpoch,
     /// Picks, or what went wrong.
     pub outcome: Result<RoundOutcome, UnitError>,
 }
@@ -143,6 +191,8 @@ pub struct Release {
 pub struct UnitDown {
     /// The unit.
     pub unit: UnitId,
+    /// Which of those that had its name.
+    pub instance: InstanceId,
     /// What was seen.
     pub reason: String,
 }
@@ -153,22 +203,96 @@ pub struct UnitDown {
 pub struct UnitLost {
     /// The unit.
     pub unit: UnitId,
+    /// Which of those that had its name.
+    pub instance: InstanceId,
     /// What was seen.
     pub reason: String,
-    /// Whether it is being rebuilt; if not, it is gone for good.
-    pub rebuilding: bool,
 }
 
-/// The routes to use from now on: all their units run, with empty caches where a unit was rebuilt.
+/// A unit runs, but not what the plan asks of it: another plan is needed.
 #[derive(Clone, Debug, Message)]
 #[rtype(result = "()")]
-pub struct RoutesReady {
-    /// The target's stages.
+pub struct UnitUnfit {
+    /// The unit.
+    pub unit: UnitId,
+    /// Which of those that had its name.
+    pub instance: InstanceId,
+    /// What it said.
+    pub reason: String,
+}
+
+/// No plan can run without the units that are lost: what is open cannot be finished.
+#[derive(Clone, Debug, Message)]
+#[rtype(result = "()")]
+pub struct Hopeless {
+    /// Why.
+    pub reason: String,
+}
+
+/// The running plan's routes, anew: a unit was rebuilt.
+#[derive(Clone, Debug, Message)]
+#[rtype(result = "()")]
+pub struct Reroute {
+    /// The target's stages; empty while one of its units does not run.
     pub target: Vec<Hop>,
-    /// The draft's stages; empty without a draft.
+    /// The draft's stages; empty without a draft, or while one of its units does not run.
     pub draft: Vec<Hop>,
     /// Models whose caches are empty because one of their units was rebuilt.
     pub rebuilt: Vec<ModelRole>,
+}
+
+/// Fill the caches of these stages from the tokens of the live sequences, beside the running plan. Answered by
+/// [`WarmUpDone`].
+#[derive(Clone, Debug, Message)]
+#[rtype(result = "()")]
+pub struct WarmUp {
+    /// The plan that they belong to.
+    pub epoch: PlanEpoch,
+    /// Each model's stages.
+    pub routes: Vec<(ModelRole, Vec<Hop>)>,
+}
+
+/// Forget the caches that are being filled.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "()")]
+pub struct StopWarmUp;
+
+/// The answer to [`WarmUp`].
+#[derive(Clone, Debug, Message)]
+#[rtype(result = "()")]
+pub struct WarmUpDone {
+    /// The plan that the caches are for.
+    pub epoch: PlanEpoch,
+    /// Why not, if they could not be filled.
+    pub outcome: Result<(), String>,
+}
+
+/// Run under another plan from the next round on. Answered by [`CutOverDone`].
+#[derive(Clone, Debug, Message)]
+#[rtype(result = "()")]
+pub struct CutOver {
+    /// The plan's number.
+    pub epoch: PlanEpoch,
+    /// The target's stages.
+    pub target: Vec<Hop>,
+    /// The target's caches.
+    pub target_caches: Caches,
+    /// The draft's stages; empty without a draft.
+    pub draft: Vec<Hop>,
+    /// The draft's caches; `None` without a draft.
+    pub draft_caches: Option<Caches>,
+    /// The rules for drafting.
+    pub policy: DraftPolicy,
+    /// Whether the models share units.
+    pub units: Units,
+}
+
+/// The answer to [`CutOver`].
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "()")]
+pub struct CutOverDone {
+    /// The plan that runs now.
+    pub epoch: PlanEpoch,
 }
 
 /// How are things?

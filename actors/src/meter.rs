@@ -2,14 +2,15 @@
 //!
 //! *Invariant:* the only place where a unit's time is read, so busy time, overlap and stage times always agree.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
 use crossbeam_channel::Sender;
 use outrider_devices::{Batch, DraftBatch, MemoryUse};
-use outrider_observability::{MemoryPurpose, Registry, UnitJob, UnitMetrics};
-use outrider_plans::{PartitionPlan, StageId, UnitId, UnitSpec};
+use outrider_observability::{
+    MemoryPurpose, PlanMetrics, Registry, SharedTimeline, UnitJob, UnitMetrics,
+};
+use outrider_plans::{StageId, UnitId, UnitKind};
 
 /// The size of a unit's job.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -65,19 +66,18 @@ pub struct StageTiming {
 /// Where stage timings go. They may be lost: a unit never waits for whoever reads them.
 pub type TimingTap = Sender<StageTiming>;
 
-/// Makes the meters of a plan's units.
+/// Makes the meters of a fleet's units.
 #[derive(Clone)]
 pub struct FleetMeter {
     registry: Arc<Registry>,
-    units: BTreeMap<UnitId, UnitSpec>,
     epoch: Instant,
     timings: Option<TimingTap>,
 }
 
 impl FleetMeter {
-    /// Meters for the units of `plan`; spans are counted from now.
-    pub fn new(plan: &PartitionPlan, registry: Arc<Registry>) -> Self {
-        Self { registry, units: plan.units.clone(), epoch: Instant::now(), timings: None }
+    /// Meters whose spans are counted from now.
+    pub fn new(registry: Arc<Registry>) -> Self {
+        Self { registry, epoch: Instant::now(), timings: None }
     }
 
     /// Also tells `tap` of every job.
@@ -85,24 +85,40 @@ impl FleetMeter {
         Self { timings: tap, ..self }
     }
 
-    /// The meter of one unit of the plan.
-    pub fn unit(&self, unit: &UnitId) -> UnitMeter {
-        let metrics = self.registry.unit(unit, self.units[unit].kind());
-        let (unit, timings) = (unit.clone(), self.timings.clone());
-        UnitMeter { unit, metrics, epoch: self.epoch, timings }
+    /// The meter of one unit.
+    pub fn unit(&self, unit: &UnitId, kind: UnitKind) -> UnitMeter {
+        UnitMeter {
+            unit: unit.clone(),
+            metrics: self.registry.unit(unit, kind),
+            timeline: self.registry.timeline.clone(),
+            epoch: self.epoch,
+            timings: self.timings.clone(),
+        }
     }
 
     /// A unit holds these bytes for all its stages.
-    pub fn memory(&self, unit: &UnitId, memory: MemoryUse) {
-        let metrics = self.registry.unit(unit, self.units[unit].kind());
+    pub fn memory(&self, unit: &UnitId, kind: UnitKind, memory: MemoryUse) {
+        let metrics = self.registry.unit(unit, kind);
         metrics.memory(MemoryPurpose::Weights, memory.weights);
         metrics.memory(MemoryPurpose::Caches, memory.caches);
         metrics.memory(MemoryPurpose::Scratch, memory.scratch);
     }
 
     /// A unit was lost.
-    pub fn lost(&self, unit: &UnitId) {
-        self.registry.unit(unit, self.units[unit].kind()).lost.increment(1);
+    pub fn lost(&self, unit: &UnitId, kind: UnitKind) {
+        self.registry.unit(unit, kind).lost.increment(1);
+    }
+
+    /// What swaps and the running plan report to.
+    pub fn plan(&self) -> &PlanMetrics {
+        &self.registry.plan
+    }
+
+    /// Shows a span of the plan's lane, from `start` until now.
+    pub fn swap(&self, name: String, start: Instant) {
+        let start_ns = start.saturating_duration_since(self.epoch).as_nanos() as u64;
+        let end_ns = self.epoch.elapsed().as_nanos() as u64;
+        self.registry.timeline.span("plan", name, start_ns..end_ns);
     }
 }
 
@@ -110,6 +126,7 @@ impl FleetMeter {
 pub struct UnitMeter {
     unit: UnitId,
     metrics: UnitMetrics,
+    timeline: SharedTimeline,
     epoch: Instant,
     timings: Option<TimingTap>,
 }
@@ -125,6 +142,7 @@ impl UnitMeter {
         let start_ns = self.now_ns();
         let result = job();
         let at_ns = start_ns..self.now_ns();
+        self.timeline.span(self.unit.as_str(), stage.to_string(), at_ns.clone());
         if let Some(tap) = &self.timings {
             // A tap that nobody empties is full: then this timing is lost, as it may be.
             let _ = tap.try_send(StageTiming {

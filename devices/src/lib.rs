@@ -8,6 +8,7 @@ pub mod conformance;
 pub mod cpu;
 pub mod device;
 pub mod discovery;
+pub mod gpu;
 pub mod graph;
 pub mod mapped;
 pub mod reference;

@@ -2,9 +2,11 @@
 //!
 //! *Invariant:* the weights are a pure function of (shape, format, seed), equal on every machine.
 
+use std::io::{Seek, Write};
 use std::sync::Arc;
 
-use candle_core::quantized::QTensor;
+use candle_core::quantized::gguf_file::{self, Value};
+use candle_core::quantized::{QTensor, ggml_file::qtensor_from_ggml};
 use candle_core::{Device, Tensor as CandleTensor};
 
 use crate::graph::{
@@ -71,6 +73,71 @@ pub fn quantised(
     let tensor = QTensor::quantize(&tensor, format.ggml()).expect("a format with a quantiser");
     let bytes = tensor.data().expect("a tensor in memory").into_owned();
     Weight::new(name, format, shape, WeightBytes::Owned(bytes.into())).expect("a fitting size")
+}
+
+/// Writes a synthetic llama as a GGUF file without a tokenizer, so that other engines can be timed on the same weights.
+///
+/// # Errors
+/// What the writer says.
+pub fn write_gguf(
+    shape: &LlamaShape,
+    format: WeightFormat,
+    seed: u64,
+    out: &mut (impl Write + Seek),
+) -> std::io::Result<()> {
+    let graph = llama(shape, format, seed);
+    let mut tensors: Vec<(String, QTensor)> = Vec::new();
+    for weight in &graph.weights {
+        let name = gguf_name(&weight.name);
+        // The tied output is the embedding once more.
+        if tensors.iter().any(|(known, _)| *known == name) {
+            continue;
+        }
+        let dimensions =
+            if weight.rows == 1 { vec![weight.cols] } else { vec![weight.rows, weight.cols] };
+        let tensor =
+            qtensor_from_ggml(weight.format.ggml(), weight.bytes(), dimensions, &Device::Cpu)
+                .map_err(std::io::Error::other)?;
+        tensors.push((name, tensor));
+    }
+    let number = |x: usize| Value::U32(x as u32);
+    let metadata = [
+        ("general.architecture", Value::String("llama".into())),
+        ("llama.block_count", number(shape.layers)),
+        ("llama.context_length", number(2048)),
+        ("llama.embedding_length", number(shape.width)),
+        ("llama.feed_forward_length", number(shape.ffn)),
+        ("llama.attention.head_count", number(shape.heads)),
+        ("llama.attention.head_count_kv", number(shape.kv_heads)),
+        ("llama.rope.dimension_count", number(shape.rope.head_dim)),
+        ("llama.attention.layer_norm_rms_epsilon", Value::F32(shape.norm_epsilon)),
+        ("llama.vocab_size", number(shape.vocabulary)),
+        ("tokenizer.ggml.model", Value::String("none".into())),
+    ];
+    let metadata: Vec<_> = metadata.iter().map(|(key, value)| (*key, value)).collect();
+    let tensors: Vec<_> = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+    gguf_file::write(out, &metadata, &tensors).map_err(std::io::Error::other)
+}
+
+/// The name in a GGUF file of a tensor of [`llama`], such as `Query(3)`.
+fn gguf_name(name: &str) -> String {
+    let (kind, layer) = name.trim_end_matches(')').split_once('(').unwrap_or((name, ""));
+    let part = match kind {
+        "Embedding" => return "token_embd.weight".into(),
+        "Output" => return "output.weight".into(),
+        "OutputNorm" => return "output_norm.weight".into(),
+        "AttentionNorm" => "attn_norm",
+        "Query" => "attn_q",
+        "Key" => "attn_k",
+        "Value" => "attn_v",
+        "AttentionOutput" => "attn_output",
+        "FfnNorm" => "ffn_norm",
+        "Gate" => "ffn_gate",
+        "Up" => "ffn_up",
+        "Down" => "ffn_down",
+        other => unreachable!("{other} is no tensor of a llama"),
+    };
+    format!("blk.{layer}.{part}.weight")
 }
 
 /// SplitMix64, enough to fill weights.

@@ -80,6 +80,7 @@ pub const ALL: &[Metric] = &[
     plan::INFO,
     plan::SWAPS,
     plan::SWAP_TIME,
+    plan::STALE,
     plan::PREDICTED,
     plan::ERROR_RATIO,
     registry::BUILD,

@@ -28,5 +28,5 @@ pub use plan::{PlanMetrics, RunningPlan, SwapResult};
 pub use registry::{BuildInfo, Registry};
 pub use requests::{FailureReason, FinishedReason, RejectionReason, RequestMetrics};
 pub use speculation::{DiscardReason, GuardLabel, GuardSwitch, SpeculationMetrics};
-pub use timeline::{Timeline, TimelineEvent};
+pub use timeline::{SharedTimeline, Timeline, TimelineEvent};
 pub use units::{MemoryPurpose, UnitJob, UnitMetrics};

@@ -4,7 +4,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use metrics::{Gauge, Histogram};
+use metrics::{Counter, Gauge, Histogram};
 use outrider_plans::PartitionPlan;
 
 use crate::buckets;
@@ -30,6 +30,12 @@ pub(crate) const SWAP_TIME: Metric = Metric {
     kind: MetricKind::Histogram(buckets::REQUEST),
     labels: &[],
     help: "Time from a plan's proposal to the end of its swap.",
+};
+pub(crate) const STALE: Metric = Metric {
+    name: "outrider_plan_stale_replies_total",
+    kind: MetricKind::Counter,
+    labels: &[],
+    help: "Replies of units to rounds that had been given up, or of a plan that had ended.",
 };
 pub(crate) const PREDICTED: Metric = Metric {
     name: "outrider_cost_model_predicted_tokens_per_second",
@@ -85,6 +91,8 @@ pub struct PlanMetrics {
     pub swaps: LabelledCounters<SwapResult>,
     /// Proposal to end, seconds.
     pub swap_duration: Histogram,
+    /// Replies that came too late to count.
+    pub stale_replies: Counter,
     /// Foreseen tokens per second.
     pub predicted_tokens_per_second: Gauge,
     /// Foreseen over measured speed, less 1.
@@ -97,6 +105,7 @@ impl PlanMetrics {
             running: Arc::default(),
             swaps: LabelledCounters::new(instruments, &SWAPS),
             swap_duration: instruments.histogram(&SWAP_TIME, &[]),
+            stale_replies: instruments.counter(&STALE, &[]),
             predicted_tokens_per_second: instruments.gauge(&PREDICTED, &[]),
             error_ratio: instruments.gauge(&ERROR_RATIO, &[]),
         }

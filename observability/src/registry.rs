@@ -13,6 +13,7 @@ use crate::instrument::Instruments;
 use crate::plan::PlanMetrics;
 use crate::requests::RequestMetrics;
 use crate::speculation::SpeculationMetrics;
+use crate::timeline::SharedTimeline;
 use crate::units::{UnitMetrics, UnitMetricsMaker};
 
 pub(crate) const BUILD: Metric = Metric {
@@ -21,6 +22,9 @@ pub(crate) const BUILD: Metric = Metric {
     labels: &["version", "target"],
     help: "The running program; the value is always 1.",
 };
+
+/// Events that the timeline remembers: a few minutes of a busy service.
+const TIMELINE_EVENTS_MAX: usize = 16_384;
 
 /// What was built.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,6 +46,8 @@ pub struct Registry {
     pub plan: PlanMetrics,
     /// HTTP.
     pub http: HttpMetrics,
+    /// The last jobs of every unit, and plan swaps.
+    pub timeline: SharedTimeline,
     units: UnitMetricsMaker,
     build: BuildInfo,
     handle: PrometheusHandle,
@@ -56,6 +62,7 @@ impl Registry {
             speculation: SpeculationMetrics::new(&instruments),
             plan: PlanMetrics::new(&instruments),
             http: HttpMetrics::new(&instruments),
+            timeline: SharedTimeline::new(TIMELINE_EVENTS_MAX),
             units: UnitMetricsMaker::new(&instruments),
             handle: instruments.recorder.handle(),
             build,

@@ -3,6 +3,8 @@
 //! *Invariant:* holds at most as many events as it was made for; the oldest make room.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_json::{Value, json};
 
@@ -73,6 +75,41 @@ impl Timeline {
             "traceEvents": trace,
         })
         .to_string()
+    }
+}
+
+/// A timeline that several threads write to.
+#[derive(Clone, Debug)]
+pub struct SharedTimeline {
+    timeline: Arc<Mutex<Timeline>>,
+}
+
+impl SharedTimeline {
+    /// Remembers the last `events_max` events.
+    ///
+    /// Panics if that is none.
+    pub fn new(events_max: usize) -> Self {
+        Self { timeline: Arc::new(Mutex::new(Timeline::new(events_max))) }
+    }
+
+    /// Adds something that took time on a lane, in nanoseconds of the clock that all lanes share.
+    pub fn span(&self, lane: &str, name: String, at_ns: Range<u64>) {
+        let (start_us, end_us) = (at_ns.start / 1000, at_ns.end / 1000);
+        let event = TimelineEvent {
+            lane: lane.to_owned(),
+            name,
+            request: None,
+            start_us,
+            dur_us: Some(end_us.saturating_sub(start_us)),
+        };
+        self.timeline.lock().unwrap_or_else(PoisonError::into_inner).record(event);
+    }
+
+    /// See [`Timeline::to_chrome_json`].
+    pub fn to_chrome_json(&self) -> String {
+        // The text takes long to make: the writers get on meanwhile.
+        let copy = self.timeline.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        copy.to_chrome_json()
     }
 }
 

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use crate::mode::Mode;
 use crate::plan::{PartitionPlan, UnitSpec};
-use crate::role::{StageId, UnitId};
+use crate::role::{ModelRole, StageId, UnitId};
 
 /// A stage installed on a unit with certain hardware. A stage that stays where it is, while its unit keeps its cores, is
 /// the same `Installed` in both plans and is not touched.
@@ -33,6 +33,11 @@ impl PartitionPlan {
             stage: placement.stage,
         });
         installed.collect()
+    }
+
+    /// What the plan has installed of one model.
+    pub fn installed_of(&self, role: ModelRole) -> BTreeSet<Installed> {
+        self.installed().into_iter().filter(|installed| installed.stage.role == role).collect()
     }
 }
 

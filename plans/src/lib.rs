@@ -19,6 +19,7 @@ pub mod plan;
 pub mod role;
 pub mod shipped;
 pub mod spec;
+pub mod swap;
 mod wording;
 
 pub use confidence::{CONFIDENCE_BINS, CONFIDENCE_ENDS, confidence_bin};
@@ -36,3 +37,4 @@ pub use plan::{PartitionPlan, Placement, PlanEpoch, PlanId, UnitKind, UnitSpec};
 pub use role::{ModelRole, StageId, UnitId};
 pub use shipped::{ShippedPlan, shipped, shipped_plan};
 pub use spec::PlanSpec;
+pub use swap::{Caches, Proposal, Reason, Swap, SwapError, SwapReport};

@@ -27,6 +27,7 @@ pub fn shipped() -> &'static [ShippedPlan] {
         "split-two-cores",
         "draft-gpu-target-cpu",
         "target-gpu-draft-cpu",
+        "both-gpu",
     ]
 }
 

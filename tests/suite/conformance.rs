@@ -2,6 +2,7 @@
 
 use outrider_devices::conformance::{FORMATS, Tolerance, check, check_contract};
 use outrider_devices::cpu::{CpuDevice, CpuOptions};
+use outrider_devices::gpu::StoredFormat;
 use outrider_devices::graph::WeightFormat;
 
 /// The CPU unit's tolerance: largest difference in a row over the root mean square of the reference's row. The cache holds
@@ -29,5 +30,29 @@ fn the_cpu_unit_agrees_with_the_reference_in_every_format() {
 #[test]
 fn the_cpu_unit_keeps_the_contract_of_an_executable() {
     let mut device = CpuDevice::new(CpuOptions::default()).unwrap();
+    check_contract(&mut device, WeightFormat::Q8_0).unwrap_or_else(|failure| panic!("{failure}"));
+}
+
+/// The GPU unit's tolerance: activations are 32-bit floats, the cache holds 16-bit ones, and so do weights that are
+/// stored wider; formats that are rounded to eight bits at load add to it.
+fn gpu_tolerance(format: WeightFormat) -> f32 {
+    match (StoredFormat::of(format), format) {
+        (StoredFormat::Q8, WeightFormat::Q8_0 | WeightFormat::Q5_0) => 0.01,
+        (StoredFormat::Q8, _) => 0.1,
+        _ => 0.01,
+    }
+}
+
+#[test]
+fn the_gpu_unit_agrees_with_the_reference_in_every_format() {
+    let Some(mut device) = crate::gpu::unit() else { return };
+    let formats = FORMATS.iter().map(|&format| (format, gpu_tolerance(format))).collect();
+    let report = check(&mut device, &Tolerance { formats }).unwrap_or_else(|e| panic!("{e}"));
+    println!("{report:?}");
+}
+
+#[test]
+fn the_gpu_unit_keeps_the_contract_of_an_executable() {
+    let Some(mut device) = crate::gpu::unit() else { return };
     check_contract(&mut device, WeightFormat::Q8_0).unwrap_or_else(|failure| panic!("{failure}"));
 }

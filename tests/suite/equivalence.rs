@@ -103,7 +103,12 @@ fn whole(mode: &str) -> PartitionPlan {
 }
 
 async fn same_as_plain(plans: Vec<PartitionPlan>) {
-    let expected = texts(whole("mode = \"plain\"")).await;
+    same_as(whole("mode = \"plain\""), plans).await;
+}
+
+/// Every plan writes what `plain` writes.
+async fn same_as(plain: PartitionPlan, plans: Vec<PartitionPlan>) {
+    let expected = texts(plain).await;
     assert!(expected.iter().all(|text| !text.is_empty()));
     for plan in plans {
         let words = plan.to_toml();
@@ -166,4 +171,56 @@ async fn text_does_not_depend_on_the_number_of_cores() {
         on_units("mode = \"sequential\"\ndraft_tokens = 4", &all, &stages),
     ])
     .await;
+}
+
+/// A processor unit `a` and a GPU unit `g`.
+const CPU_AND_GPU: &[(&str, &str)] = &[ONE[0], ("g", "kind = \"gpu\"\nadapter = 0")];
+
+/// The modes with the target's stages and the draft where told, and plain decoding on the same target.
+fn on_gpu(target: &[(&str, &str, &str)], draft: &str) -> (PartitionPlan, Vec<PartitionPlan>) {
+    let used = |stages: &[(&str, &str, &str)]| {
+        let used = |unit: &str| stages.iter().any(|stage| stage.1 == unit);
+        CPU_AND_GPU.iter().copied().filter(|(unit, _)| used(unit)).collect::<Vec<_>>()
+    };
+    let stages: Vec<_> = target.iter().copied().chain([("draft", draft, "all")]).collect();
+    let modes = [
+        "mode = \"sequential\"\ndraft_tokens = 3",
+        "mode = \"overlap\"\ndraft_tokens = 4\nwait = 1",
+        "mode = \"lookup\"\ndraft_tokens = 6",
+    ];
+    let plain = on_units("mode = \"plain\"", &used(target), target);
+    (plain, modes.map(|mode| on_units(mode, &used(&stages), &stages)).into())
+}
+
+#[actix::test]
+async fn text_of_a_target_on_the_cpu_does_not_depend_on_a_draft_on_the_gpu() {
+    if crate::gpu::unit().is_none() {
+        return;
+    }
+    let (plain, plans) = on_gpu(&[("target", "a", "all")], "g");
+    same_as(plain, plans).await;
+}
+
+#[actix::test]
+async fn text_of_a_target_on_the_gpu_does_not_depend_on_mode_or_draft() {
+    if crate::gpu::unit().is_none() {
+        return;
+    }
+    let target = [("target", "g", "all")];
+    let (plain, mut plans) = on_gpu(&target, "a");
+    plans.extend(on_gpu(&target, "g").1);
+    same_as(plain, plans).await;
+}
+
+#[actix::test]
+async fn text_of_a_target_split_over_cpu_and_gpu_does_not_depend_on_mode_or_draft() {
+    if crate::gpu::unit().is_none() {
+        return;
+    }
+    for (first, rest) in [("a", "g"), ("g", "a")] {
+        let target = [("target", first, "0..3"), ("target", rest, "3..8")];
+        let (plain, mut plans) = on_gpu(&target, first);
+        plans.extend(on_gpu(&target, rest).1.drain(..1));
+        same_as(plain, plans).await;
+    }
 }

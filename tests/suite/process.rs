@@ -139,6 +139,13 @@ impl Service {
         assert_eq!(sent, 0);
     }
 
+    /// Asks the process to read its plan file again.
+    pub(crate) fn hang_up(&self) {
+        // SAFETY: sends a signal to a child that this struct owns and has not yet waited for.
+        let sent = unsafe { libc::kill(self.child.id() as libc::pid_t, libc::SIGHUP) };
+        assert_eq!(sent, 0);
+    }
+
     /// Waits for the process to end, and returns its exit code.
     pub(crate) fn wait(mut self) -> Option<i32> {
         let started = Instant::now();

@@ -18,12 +18,12 @@ use outrider_plans::UnitId;
 
 use crate::equivalence::{pair, plan, registry};
 
-const PLAN: &str = "name = \"sim\"\nmode = \"overlap\"\ndraft_tokens = 4\n\
+pub(crate) const PLAN: &str = "name = \"sim\"\nmode = \"overlap\"\ndraft_tokens = 4\n\
     [units.t]\nkind = \"sim\"\n[units.d]\nkind = \"sim\"\n\
     [[target]]\nunit = \"t\"\nlayers = \"all\"\n[[draft]]\nunit = \"d\"\nlayers = \"all\"\n";
 
 /// A unit that takes its time, so that a fault hits in the middle of things.
-fn unit(faults: Faults) -> SimOptions {
+pub(crate) fn unit(faults: Faults) -> SimOptions {
     let latency = Latency { subgraph: String::new(), run_ns: 200_000, layer_ns: Vec::new() };
     let follower = Follower { subgraph: "draft".into(), agreement: 0.8, seed: 5 };
     SimOptions {
@@ -35,7 +35,7 @@ fn unit(faults: Faults) -> SimOptions {
 }
 
 /// A factory whose n-th device has the n-th faults, and those after the last none.
-fn factory(faults: Vec<Faults>) -> (DeviceFactory, Arc<AtomicUsize>) {
+pub(crate) fn factory(faults: Vec<Faults>) -> (DeviceFactory, Arc<AtomicUsize>) {
     let made = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&made);
     let factory: DeviceFactory = Arc::new(move || {
@@ -46,30 +46,44 @@ fn factory(faults: Vec<Faults>) -> (DeviceFactory, Arc<AtomicUsize>) {
     (factory, made)
 }
 
-struct World {
-    engine: Engine,
-    registry: Arc<Registry>,
+pub(crate) struct World {
+    pub(crate) engine: Engine,
+    pub(crate) registry: Arc<Registry>,
     targets_made: Arc<AtomicUsize>,
     drafts_made: Arc<AtomicUsize>,
 }
 
-async fn world(target: Vec<Faults>, draft: Vec<Faults>) -> Result<World, EngineError> {
+pub(crate) async fn world(target: Vec<Faults>, draft: Vec<Faults>) -> Result<World, EngineError> {
+    world_of(PLAN, target, draft).await
+}
+
+/// As [`world`], under another plan of the same units.
+async fn world_of(
+    text: &str,
+    target: Vec<Faults>,
+    draft: Vec<Faults>,
+) -> Result<World, EngineError> {
     let registry = registry();
     let (target, targets_made) = factory(target);
     let (draft, drafts_made) = factory(draft);
     let limits = EngineLimits::default();
-    let mut options = EngineOptions::new(pair(), plan(PLAN), limits, Arc::clone(&registry));
+    let mut options = EngineOptions::new(pair(), plan(text), limits, Arc::clone(&registry));
     options.factories = BTreeMap::from([(UnitId::new("t"), target), (UnitId::new("d"), draft)]);
     options.restart = RestartPolicy {
         restarts_max: 3,
         window: Duration::from_secs(60),
         backoff: Duration::from_millis(1),
+        hang_after: Duration::from_secs(4),
+        recover_after: None,
     };
     let engine = Engine::start(options).await?;
     Ok(World { engine, registry, targets_made, drafts_made })
 }
 
-async fn answer(engine: &Engine, first: u32) -> Result<(Vec<u32>, FinishReason), Refusal> {
+pub(crate) async fn answer(
+    engine: &Engine,
+    first: u32,
+) -> Result<(Vec<u32>, FinishReason), Refusal> {
     let prompt = (first..first + 9).collect();
     let params =
         GenerationParams { max_tokens: Some(60), ignore_eos: true, ..GenerationParams::default() };
@@ -84,7 +98,7 @@ async fn answer(engine: &Engine, first: u32) -> Result<(Vec<u32>, FinishReason),
     panic!("a request was lost")
 }
 
-async fn answers(engine: &Engine) -> Vec<Vec<u32>> {
+pub(crate) async fn answers(engine: &Engine) -> Vec<Vec<u32>> {
     let asked = (0..4).map(|i| answer(engine, 100 + 50 * i));
     let answers = futures_util::future::join_all(asked).await;
     answers
@@ -138,16 +152,45 @@ async fn a_lost_draft_unit_is_rebuilt_and_no_text_changes() {
 }
 
 #[actix::test]
-async fn a_target_unit_that_keeps_dying_is_given_up_and_requests_are_told() {
+async fn a_target_unit_that_keeps_dying_is_done_without_and_no_request_is_lost() {
+    let calm = world(vec![], vec![]).await.unwrap();
+    let expected = answers(&calm.engine).await;
     let world = world(vec![lost_at(3); 20], vec![]).await.unwrap();
+    assert_eq!(answers(&world.engine).await, expected);
+    assert_eq!(world.targets_made.load(Ordering::SeqCst), 4, "the first and three rebuilds");
+    let view = world.engine.plan_view();
+    assert_eq!(view.plan.name, "sim-without-t");
+    assert_eq!(view.gone, [UnitId::new("t")]);
+    assert_eq!(world.engine.health().await, Ok(()));
+    world.engine.stop();
+    calm.engine.stop();
+}
+
+#[actix::test]
+async fn where_no_plan_does_without_a_unit_requests_are_told() {
+    let alone = PLAN.replace("unit = \"d\"", "unit = \"t\"").replace("overlap", "sequential");
+    let alone = alone.replace("[units.d]\nkind = \"sim\"\n", "");
+    let world = world_of(&alone, vec![lost_at(3); 20], vec![]).await.unwrap();
     let (_, reason) = answer(&world.engine, 1).await.unwrap();
     let FinishReason::Failed { reason } = reason else { panic!("{reason:?}") };
     assert!(reason.contains("unit t"), "{reason}");
-    assert_eq!(world.targets_made.load(Ordering::SeqCst), 4, "the first and three rebuilds");
     assert!(world.engine.health().await.unwrap_err().contains("unit t"));
     let refusal = answer(&world.engine, 1).await.unwrap_err();
     assert!(matches!(refusal, Refusal::Unavailable { .. }), "{refusal}");
     world.engine.stop();
+}
+
+#[actix::test]
+async fn a_unit_that_hangs_is_taken_for_lost_and_no_text_changes() {
+    let calm = world(vec![], vec![]).await.unwrap();
+    let expected = answers(&calm.engine).await;
+    let hangs = Faults { hang_at_run: Some(7), ..Faults::default() };
+    let world = world(vec![hangs], vec![hangs]).await.unwrap();
+    assert_eq!(answers(&world.engine).await, expected);
+    assert!(world.targets_made.load(Ordering::SeqCst) >= 2);
+    assert_ne!(lost_count(&world.registry, "t"), "0");
+    world.engine.stop();
+    calm.engine.stop();
 }
 
 #[actix::test]

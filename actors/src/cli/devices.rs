@@ -1,7 +1,8 @@
-//! `outrider devices`: the compute units of this machine.
+//! `outrider devices`: the compute units of this machine, and why one is unusable.
 
 use clap::Args;
 use outrider_devices::discovery::Machine;
+use outrider_devices::gpu::{self, Discovery};
 
 use super::{CliError, print_json};
 
@@ -13,12 +14,20 @@ pub(super) struct DevicesArguments {
     json: bool,
 }
 
+/// All units: the processor's fields, and the GPUs beside them.
+#[derive(serde::Serialize)]
+struct Units {
+    #[serde(flatten)]
+    machine: Machine,
+    gpus: Discovery,
+}
+
 #[expect(clippy::print_stdout, reason = "the command's own output")]
 pub(super) fn run(arguments: &DevicesArguments) -> Result<(), CliError> {
-    let machine = Machine::here();
+    let units = Units { machine: Machine::here(), gpus: gpu::discover() };
     if arguments.json {
-        return print_json(&machine);
+        return print_json(&units);
     }
-    print!("{machine}");
+    print!("{}{}", units.machine, units.gpus);
     Ok(())
 }

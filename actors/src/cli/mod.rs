@@ -7,6 +7,8 @@ mod devices;
 mod generate;
 mod models;
 mod plan;
+mod plan_file;
+mod plan_remote;
 mod select;
 mod serve;
 

@@ -3,7 +3,7 @@
 use clap::{Args, Subcommand};
 use outrider_plans::{PartitionPlan, shipped};
 
-use super::{CliError, Selection, print_json, select::named_plan};
+use super::{CliError, Selection, plan_remote, print_json, select::named_plan};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum PlanCommand {
@@ -11,6 +11,14 @@ pub(super) enum PlanCommand {
     List(PlanArguments),
     /// Say what runs where under a plan, and what it needs. Default: the plan that would be chosen.
     Explain(PlanArguments),
+    /// Give a running service another plan; requests go on.
+    Apply(plan_remote::ApplyArguments),
+    /// Say what a plan would change in a running service, without doing it.
+    Diff(plan_remote::ApplyArguments),
+    /// List what a running service ran, and how each change ended.
+    History(plan_remote::ServiceArguments),
+    /// Give a running service the plan again that it ran before.
+    Rollback(plan_remote::ServiceArguments),
     /// Check a plan file. Exits with 1 and the line in question if it is wrong.
     Validate(PlanArguments),
 }
@@ -51,6 +59,10 @@ pub(super) fn run(command: PlanCommand) -> Result<(), CliError> {
             let plan = arguments.plan()?;
             println!("plan {} ({}) is right for this machine", plan.name, plan.fingerprint());
         }
+        PlanCommand::Apply(arguments) => plan_remote::apply(&arguments)?,
+        PlanCommand::Diff(arguments) => plan_remote::diff(&arguments)?,
+        PlanCommand::History(arguments) => plan_remote::history(&arguments)?,
+        PlanCommand::Rollback(arguments) => plan_remote::rollback(&arguments)?,
         PlanCommand::List(arguments) => {
             let pair = arguments.selection.pair()?;
             let context = arguments.selection.limits().plan_context(&pair);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use clap::Args;
 use outrider_observability::{BuildInfo, Registry};
-use outrider_pipeline::ModelSource;
+use outrider_pipeline::{Guarding, ModelSource};
 use outrider_plans::{
     DraftTokens, Mode, ModeKind, ModelRole, PartitionPlan, PlanContext, default_plan,
     default_plan_in, shipped, shipped_plan,
@@ -76,7 +76,8 @@ impl Selection {
         let pair = self.pair()?;
         let plan = self.plan(&pair)?;
         let registry = Arc::new(Registry::new(build_info()));
-        Ok(Engine::start(EngineOptions::new(pair, plan, self.limits(), registry)).await?)
+        let options = EngineOptions::new(pair, plan, self.limits(), registry);
+        Ok(Engine::start(EngineOptions { guarding: Guarding::On, ..options }).await?)
     }
 
     /// The plan to run, checked against this machine and these models.

@@ -1,10 +1,13 @@
-//! `outrider serve`: loads, listens, and ends in order on SIGTERM or SIGINT.
+//! `outrider serve`: loads, listens, and ends in order on SIGTERM or SIGINT. SIGHUP reads the plan file again.
+
+use std::path::PathBuf;
 
 use std::time::Duration;
 
 use clap::Args;
 use tracing::info;
 
+use super::plan_file::{self, Watch};
 use super::{CliError, Selection, in_system};
 use crate::engine::Engine;
 use crate::gateway::{self, GatewayOptions};
@@ -26,6 +29,9 @@ pub(super) struct ServeArguments {
     /// Largest request body, bytes.
     #[arg(long, value_name = "BYTES", env = "OUTRIDER_BODY_BYTES_MAX", default_value_t = 1 << 20)]
     body_bytes_max: usize,
+    /// Look at the plan file once a second and run what it says whenever it has changed. Needs --plan with a file.
+    #[arg(long, env = "OUTRIDER_WATCH", requires = "plan")]
+    watch: bool,
     /// How long open requests may take to end after SIGTERM, seconds.
     #[arg(long, value_name = "S", env = "OUTRIDER_DRAIN_S", default_value_t = 30)]
     drain_s: u64,
@@ -52,6 +58,14 @@ pub(super) fn run(arguments: ServeArguments) -> Result<(), CliError> {
                 engine.plan().name,
                 engine.plan().fingerprint()
             );
+        }
+        let file = arguments.selection.plan.map(PathBuf::from).filter(|file| file.is_file());
+        if arguments.watch && file.is_none() {
+            return Err("--watch needs --plan with a file; a shipped plan does not change".into());
+        }
+        if let Some(file) = file {
+            let watch = if arguments.watch { Watch::EverySecond } else { Watch::OnHangUp };
+            actix::spawn(plan_file::follow(engine.clone(), file, watch));
         }
         server.await?;
         info!("stopped listening; open requests have ended");

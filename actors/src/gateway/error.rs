@@ -7,8 +7,10 @@ use actix_web::http::header::RETRY_AFTER;
 use actix_web::{HttpResponse, ResponseError};
 use outrider_devices::sampling::SamplingError;
 use outrider_pipeline::scheduler::RejectReason;
+use outrider_plans::SwapError;
 use serde_json::json;
 
+use super::plan::status_of;
 use crate::request::Refusal;
 
 /// Why a request is not served.
@@ -34,6 +36,9 @@ pub enum ServeError {
     /// The engine did not take the request.
     #[error("{0}")]
     Refused(#[from] Refusal),
+    /// Another plan does not run.
+    #[error("{0}")]
+    Swap(#[from] SwapError),
     /// The request was taken and could not be finished.
     #[error("{0}")]
     Failed(String),
@@ -54,6 +59,11 @@ impl ServeError {
             Self::MethodNotAllowed(_) => (StatusCode::METHOD_NOT_ALLOWED, invalid, None),
             Self::TooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, invalid, None),
             Self::Failed(_) => (StatusCode::INTERNAL_SERVER_ERROR, "server_error", None),
+            Self::Swap(error) => {
+                let (status, code) = status_of(error);
+                let kind = if status.is_client_error() { invalid } else { "server_error" };
+                (status, kind, Some(code))
+            }
             Self::Refused(Refusal::Rejected(reason)) => match reason {
                 RejectReason::QueueFull { .. } => {
                     (StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", Some("queue_full"))
@@ -95,6 +105,7 @@ impl ResponseError for ServeError {
         let mut response = HttpResponse::build(self.status_code());
         let wait_s = match self {
             Self::Refused(Refusal::Rejected(RejectReason::QueueFull { .. })) => Some(1),
+            Self::Swap(SwapError::Busy | SwapError::Rebuilding { .. }) => Some(1),
             Self::Refused(Refusal::Draining | Refusal::Unavailable { .. }) => Some(5),
             _ => None,
         };

@@ -7,6 +7,7 @@ mod answer;
 mod ask;
 mod error;
 mod openai;
+mod plan;
 
 use std::time::Instant;
 
@@ -65,19 +66,33 @@ pub fn listen(
 }
 
 /// The paths that are served, which are also their labels in the metrics.
-const PATHS: [&str; 5] =
-    ["/v1/chat/completions", "/v1/completions", "/v1/models", "/health", "/metrics"];
+const PATHS: [&str; 9] = [
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/models",
+    "/health",
+    "/metrics",
+    "/v1/plan",
+    "/v1/plan/history",
+    "/v1/plan/rollback",
+    "/v1/timeline",
+];
 
 /// The table of routes. Each path knows its methods; another method is answered 405 with those allowed.
 fn routes(config: &mut web::ServiceConfig) {
     let resource = |path: &'static str| web::resource(path).default_service(web::to(wrong_method));
-    let [chat, completion, listing, healthy, measured] = PATHS;
+    let [chat, completion, listing, healthy, measured, ..] = PATHS;
+    let [.., running, earlier, back, timeline] = PATHS;
     config
         .service(resource(chat).route(web::post().to(chat_completions)))
         .service(resource(completion).route(web::post().to(completions)))
         .service(resource(listing).route(web::get().to(models)))
         .service(resource(healthy).route(web::get().to(health)))
         .service(resource(measured).route(web::get().to(metrics)))
+        .service(resource(running).route(web::get().to(plan::show)).route(web::put().to(plan::put)))
+        .service(resource(earlier).route(web::get().to(plan::history)))
+        .service(resource(back).route(web::post().to(plan::rollback)))
+        .service(resource(timeline).route(web::get().to(plan::timeline)))
         .default_service(web::to(no_route));
 }
 

@@ -6,25 +6,39 @@
 use std::any::Any;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
+use std::time::Duration;
 
-use actix::prelude::Recipient;
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use outrider_devices::{Device, DeviceError, Executable, MemoryUse, SequenceId};
 use outrider_plans::{StageId, UnitId};
 use tokio::sync::oneshot;
 
+use super::waiting::{Reports, Waiting};
 use super::{DeviceFactory, Report};
-use crate::messages::{Install, RunDraft, RunStage};
+use crate::messages::{Install, InstallId, RunDraft, RunStage};
 use crate::meter::{UnitMeter, Work};
 
-/// Most jobs that wait for one worker. The scheduler has one target and one draft round in flight; releases of every
-/// sequence may come on top.
+/// Most jobs that wait for one worker. The scheduler has one target, one draft and one warming round in flight; releases
+/// of every sequence may come on top.
 const JOBS_MAX: usize = 1024;
+
+/// Where the workers of a fleet work.
+#[derive(Clone)]
+pub enum Workplace {
+    /// Each on a thread of its own.
+    Threads,
+    /// All on the actors' thread, for a simulation whose clock is made to jump: a job is done at once, and reported when
+    /// the time that the closure says has passed; never, if it says none.
+    Inline(Arc<dyn Fn(&UnitId) -> Option<Duration> + Send + Sync>),
+}
 
 /// What a worker is asked to do.
 pub(super) enum Job {
     Install(Install, oneshot::Sender<Result<MemoryUse, DeviceError>>),
+    Evict(InstallId, oneshot::Sender<()>),
     Run(RunStage),
     Draft(RunDraft),
     Release(SequenceId),
@@ -36,32 +50,70 @@ pub(super) struct Refused {
     pub(super) reason: String,
 }
 
-/// The sending end of a worker. Dropping it ends the thread after the jobs it has.
+/// How far a worker has come, for whoever watches it.
+#[derive(Default)]
+pub(super) struct Progress {
+    /// Steps at the begin and at the end of each job: odd while one is under way.
+    steps: AtomicU64,
+    /// The same for installations, which may take long.
+    installs: AtomicU64,
+}
+
+impl Progress {
+    /// Steps so far, of the job under way: `None` if the worker waits for one.
+    pub(super) fn at_work(&self) -> Option<(u64, bool)> {
+        let steps = self.steps.load(Ordering::Acquire);
+        let installing = self.installs.load(Ordering::Acquire) % 2 == 1;
+        (steps % 2 == 1).then_some((steps, installing))
+    }
+}
+
+/// The sending end of a worker. Dropping it ends the worker after the jobs it has.
 pub(super) struct Worker {
     jobs: Sender<Job>,
+    pub(super) progress: Arc<Progress>,
 }
 
 impl Worker {
-    /// Starts the thread.
+    /// Starts the worker.
     pub(super) fn spawn(
         unit: &UnitId,
         factory: DeviceFactory,
-        meter: UnitMeter,
-        reports: Recipient<Report>,
+        (workplace, waiting, meter): (&Workplace, Waiting, UnitMeter),
+        reports: Reports,
     ) -> Self {
         let (jobs, inbox) = bounded(JOBS_MAX);
-        let name = format!("unit-{unit}");
-        let body = move || {
-            let ended = Desk { meter, reports: reports.clone() }.work(&factory, &inbox);
-            if let Err(reason) = ended {
-                reports.do_send(Report::Ended { reason, left: inbox });
+        let progress = Arc::new(Progress::default());
+        let watched = Arc::clone(&progress);
+        // Executables are made on the worker's thread and never leave it.
+        let desk = move || Desk { meter, progress: watched, stages: BTreeMap::new() };
+        match workplace {
+            Workplace::Threads => {
+                let body = move || {
+                    let report = |report| reports.send(report);
+                    let jobs = std::iter::from_fn(|| waiting.receive(&inbox));
+                    if let Err(reason) = desk().work(&factory, (jobs, &inbox), report) {
+                        reports.send(Report::Ended { reason, left: inbox });
+                    }
+                };
+                let name = format!("unit-{unit}");
+                // A thread that cannot be started drops `inbox`, so that every job is refused.
+                if let Err(error) = thread::Builder::new().name(name).spawn(body) {
+                    tracing::error!(%error, "cannot start a worker thread");
+                }
             }
-        };
-        // A thread that cannot be started drops `inbox`, so that every job is refused.
-        if let Err(error) = thread::Builder::new().name(name).spawn(body) {
-            tracing::error!(%error, "cannot start a worker thread");
+            Workplace::Inline(pace) => {
+                let (pace, unit) = (Arc::clone(pace), unit.clone());
+                actix::spawn(async move {
+                    let pause = || pace(&unit);
+                    if let Err(reason) = desk().work_inline(&factory, &inbox, &reports, pause).await
+                    {
+                        reports.send(Report::Ended { reason, left: inbox });
+                    }
+                });
+            }
         }
-        Self { jobs }
+        Self { jobs, progress }
     }
 
     /// Queues a job, without waiting.
@@ -75,78 +127,136 @@ impl Worker {
     }
 }
 
-/// The worker's side: where it measures and reports.
+/// The worker's side: what is installed, and where it measures.
 struct Desk {
     meter: UnitMeter,
-    reports: Recipient<Report>,
+    progress: Arc<Progress>,
+    stages: BTreeMap<InstallId, Box<dyn Executable>>,
+}
+
+/// What came of a job, and why the device is lost if it is.
+struct Done {
+    report: Option<Report>,
+    broken: Option<String>,
 }
 
 impl Desk {
     /// Works until the actor is gone (`Ok`) or the device is lost (`Err`, with what was seen).
-    fn work(&mut self, factory: &DeviceFactory, inbox: &Receiver<Job>) -> Result<(), String> {
-        let made = catch_unwind(AssertUnwindSafe(|| factory()));
-        let mut device = match made {
-            Ok(Ok(device)) => device,
-            Ok(Err(error)) => return Err(error.to_string()),
-            Err(panic) => return Err(format!("panicked while opening: {}", panic_text(&*panic))),
-        };
-        let mut stages = BTreeMap::new();
-        for job in inbox {
+    fn work(
+        mut self,
+        factory: &DeviceFactory,
+        (jobs, inbox): (impl Iterator<Item = Job>, &Receiver<Job>),
+        report: impl Fn(Report),
+    ) -> Result<(), String> {
+        let mut device = open(factory)?;
+        for job in jobs {
             // With the job at hand, so that a unit that hangs is seen to have one.
             self.meter.queued(inbox.len() + 1);
-            self.perform(job, device.as_mut(), &mut stages)?;
+            let Done { report: done, broken } = self.perform(job, device.as_mut());
             self.meter.queued(inbox.len());
+            done.into_iter().for_each(&report);
+            broken.map_or(Ok(()), Err)?;
         }
         Ok(())
     }
 
-    fn perform(
-        &mut self,
-        job: Job,
-        device: &mut dyn Device,
-        stages: &mut BTreeMap<StageId, Box<dyn Executable>>,
+    /// As [`Desk::work`], beside other tasks of one thread. `pause` says how long the job that was just done took.
+    async fn work_inline(
+        mut self,
+        factory: &DeviceFactory,
+        inbox: &Receiver<Job>,
+        reports: &Reports,
+        pause: impl Fn() -> Option<Duration>,
     ) -> Result<(), String> {
+        let mut device = open(factory)?;
+        loop {
+            let job = match inbox.try_recv() {
+                Ok(job) => job,
+                Err(crossbeam_channel::TryRecvError::Disconnected) => return Ok(()),
+                // The finest step of the clock: nobody is woken by a channel that knows no tasks.
+                Err(crossbeam_channel::TryRecvError::Empty) => {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                    continue;
+                }
+            };
+            let Done { report, broken } = self.perform(job, device.as_mut());
+            match pause() {
+                Some(time) => tokio::time::sleep(time).await,
+                None => {
+                    self.progress.steps.fetch_add(1, Ordering::AcqRel);
+                    std::future::pending().await
+                }
+            }
+            report.into_iter().for_each(|report| reports.send(report));
+            broken.map_or(Ok(()), Err)?;
+        }
+    }
+
+    fn perform(&mut self, job: Job, device: &mut dyn Device) -> Done {
+        let installing = matches!(job, Job::Install(..));
+        let installs = u64::from(installing);
+        self.progress.installs.fetch_add(installs, Ordering::AcqRel);
+        self.progress.steps.fetch_add(1, Ordering::AcqRel);
+        let done = self.do_job(job, device);
+        self.progress.steps.fetch_add(1, Ordering::AcqRel);
+        self.progress.installs.fetch_add(installs, Ordering::AcqRel);
+        done
+    }
+
+    fn do_job(&mut self, job: Job, device: &mut dyn Device) -> Done {
+        let Self { meter, stages, .. } = self;
         match job {
             Job::Install(install, reply) => {
                 let compiled = guard(|| device.prepare(&install.subgraph, install.limits));
                 let broken = compiled.as_ref().err().and_then(lost);
                 let installed = compiled.map(|executable| {
                     let memory = executable.memory();
-                    stages.insert(install.stage, executable);
+                    stages.insert(install.install, executable);
                     memory
                 });
-                // Who asked may have given up; the stage stays installed all the same.
-                let _ = reply.send(installed);
-                broken.map_or(Ok(()), Err)
+                Done { report: Some(Report::Installed(reply, installed)), broken }
+            }
+            Job::Evict(install, reply) => {
+                // Freeing may go wrong, too: then the device is lost like in any other job.
+                let freed = guard(|| Ok(drop(stages.remove(&install))));
+                let broken = freed.as_ref().err().and_then(lost);
+                Done { report: Some(Report::Evicted(reply)), broken }
             }
             Job::Run(mut job) => {
-                let stage = job.route.hops[job.hop].stage;
+                let (stage, install) =
+                    (job.route.hops[job.hop].stage, job.route.hops[job.hop].install);
                 let input = job.input.take();
-                let run = || match stages.get_mut(&stage) {
+                let run = || match stages.get_mut(&install) {
                     Some(executable) => executable.run(&job.batch, input),
                     None => Err(not_installed(stage)),
                 };
-                let result = self.meter.time(stage, Work::of_batch(&job.batch), || guard(run));
+                let result = meter.time(stage, Work::of_batch(&job.batch), || guard(run));
                 let broken = result.as_ref().err().and_then(lost);
-                self.reports.do_send(Report::Ran(job, result));
-                broken.map_or(Ok(()), Err)
+                Done { report: Some(Report::Ran(job, result)), broken }
             }
             Job::Draft(job) => {
-                let stage = job.route.hops[0].stage;
-                let draft = || match stages.get_mut(&stage) {
+                let (stage, install) = (job.route.hops[0].stage, job.route.hops[0].install);
+                let draft = || match stages.get_mut(&install) {
                     Some(executable) => executable.draft(&job.batch),
                     None => Err(not_installed(stage)),
                 };
-                let result = self.meter.time(stage, Work::of_draft(&job.batch), || guard(draft));
+                let result = meter.time(stage, Work::of_draft(&job.batch), || guard(draft));
                 let broken = result.as_ref().err().and_then(lost);
-                self.reports.do_send(Report::Drafted(job, result));
-                broken.map_or(Ok(()), Err)
+                Done { report: Some(Report::Drafted(job, result)), broken }
             }
             Job::Release(sequence) => {
                 stages.values_mut().for_each(|executable| executable.release(sequence));
-                Ok(())
+                Done { report: None, broken: None }
             }
         }
+    }
+}
+
+fn open(factory: &DeviceFactory) -> Result<Box<dyn Device>, String> {
+    match catch_unwind(AssertUnwindSafe(|| factory())) {
+        Ok(Ok(device)) => Ok(device),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(panic) => Err(format!("panicked while opening: {}", panic_text(&*panic))),
     }
 }
 

@@ -1,6 +1,6 @@
 //! How fast a unit runs a model, beside how fast it could read the weights: what `bench kernels` and the benches print.
 //!
-//! *Invariant:* numbers are of whole forwards through the public interface, interleaved over the row counts, so that a noise
+//! *Invariant:* numbers are of whole forwards through the public interface, interleaved over the passes, so that a noise
 //! on the machine meets all of them alike.
 
 use std::sync::Arc;
@@ -9,21 +9,19 @@ use std::time::{Duration, Instant};
 use super::CpuDevice;
 use super::memory::Pages;
 use crate::batch::{Batch, Segment, SequenceId, Want};
-use crate::device::{Device, DeviceError, SlotLimits};
+use crate::device::{Device, DeviceError, Executable, MemoryUse, SlotLimits};
 use crate::graph::Subgraph;
 use crate::sampling::Sampling;
 
-/// What to measure.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Ask {
-    /// Numbers of rows of one sequence in a forward.
-    pub rows: Vec<usize>,
-    /// Which of the rows run through the head.
+/// A forward to time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pass {
+    /// Rows of one sequence.
+    pub rows: usize,
+    /// Which of them run through the head.
     pub head: HeadRows,
     /// Positions cached before the rows.
     pub context: usize,
-    /// Forwards of each number of rows.
-    pub repeats: usize,
 }
 
 /// Which rows of a measured forward run through the head.
@@ -35,78 +33,98 @@ pub enum HeadRows {
     Last,
 }
 
-/// The time of a forward of some rows.
+/// The time of a forward.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct ForwardTime {
-    /// Rows of the forward.
-    pub rows: usize,
+pub struct PassTime {
+    /// What ran.
+    pub pass: Pass,
     /// The fastest.
     pub best: Duration,
     /// The middle one.
     pub median: Duration,
-    /// Bytes of packed weights that a forward reads at least once.
-    pub weight_bytes: u64,
 }
 
-impl ForwardTime {
-    /// Bytes of weights per second of the fastest forward.
-    pub fn bytes_per_second(&self) -> f64 {
-        self.weight_bytes as f64 / self.best.as_secs_f64()
+/// A model that is ready to be timed on a unit.
+pub struct Bench {
+    executable: Box<dyn Executable>,
+    sampling: Arc<Sampling>,
+}
+
+impl Bench {
+    /// Prepares a whole model for these passes.
+    ///
+    /// # Errors
+    /// Those of `prepare`.
+    pub fn new(
+        device: &mut CpuDevice,
+        model: &Subgraph,
+        passes: &[Pass],
+    ) -> Result<Self, DeviceError> {
+        assert!(model.is_whole_model(), "only whole models are measured");
+        let most = |of: fn(&Pass) -> usize| passes.iter().map(of).max().unwrap_or(1);
+        let limits = SlotLimits {
+            sequences_max: 1,
+            positions_max: most(|p| p.context + p.rows),
+            rows_max: most(|p| p.rows.max(p.context)),
+        };
+        let sampling = Arc::new(Sampling::default());
+        Ok(Self { executable: device.prepare(model, limits)?, sampling })
     }
-}
 
-/// Times forwards of a whole model on a unit.
-///
-/// # Errors
-/// Those of `prepare` and `run`.
-pub fn forward_times(
-    device: &mut CpuDevice,
-    model: &Subgraph,
-    ask: &Ask,
-) -> Result<Vec<ForwardTime>, DeviceError> {
-    assert!(model.is_whole_model(), "only whole models are measured");
-    let most = ask.rows.iter().copied().fold(1, usize::max);
-    let limits =
-        SlotLimits { sequences_max: 1, positions_max: ask.context + most, rows_max: most.max(64) };
-    let mut executable = device.prepare(model, limits)?;
-    let sampling = Arc::new(Sampling::default());
-    let segment = |base: usize, count: usize, want: Want| Batch {
-        segments: vec![Segment {
+    /// Bytes held.
+    pub fn memory(&self) -> MemoryUse {
+        self.executable.memory()
+    }
+
+    /// Runs every pass once, in turns, `rounds` times and once more to warm up.
+    ///
+    /// # Errors
+    /// Those of `run`.
+    pub fn times(&mut self, passes: &[Pass], rounds: usize) -> Result<Vec<PassTime>, DeviceError> {
+        let mut times = vec![Vec::with_capacity(rounds); passes.len()];
+        for round in 0..=rounds {
+            for (times, pass) in times.iter_mut().zip(passes) {
+                self.cache(pass.context)?;
+                let head = match pass.head {
+                    HeadRows::All => pass.rows,
+                    HeadRows::Last => 1,
+                };
+                let batch = self.batch(pass.context, pass.rows, Want::Picks(head as u32));
+                let start = Instant::now();
+                self.executable.run(&batch, None)?;
+                if round > 0 {
+                    times.push(start.elapsed());
+                }
+            }
+        }
+        let time = |(times, pass): (&mut Vec<Duration>, &Pass)| {
+            times.sort_unstable();
+            let at = |i: usize| times.get(i).copied().unwrap_or_default();
+            PassTime { pass: *pass, best: at(0), median: at(times.len() / 2) }
+        };
+        Ok(times.iter_mut().zip(passes).map(time).collect())
+    }
+
+    /// Fills the cache up to a position.
+    fn cache(&mut self, context: usize) -> Result<(), DeviceError> {
+        let cached = self.executable.cached(SequenceId(0)) as usize;
+        if cached < context {
+            let batch = self.batch(cached, context - cached, Want::Nothing);
+            self.executable.run(&batch, None)?;
+        }
+        Ok(())
+    }
+
+    fn batch(&self, base: usize, count: usize, want: Want) -> Batch {
+        let segment = Segment {
             sequence: SequenceId(0),
             base: base as u32,
             tokens: (0..count).map(|i| ((base + i) % 32) as u32).collect(),
             want,
-            sampling: sampling.clone(),
-        }],
-    };
-    for base in (0..ask.context).step_by(64) {
-        executable.run(&segment(base, 64.min(ask.context - base), Want::Nothing), None)?;
-    }
-    let mut times = vec![Vec::with_capacity(ask.repeats); ask.rows.len()];
-    for _ in 0..=ask.repeats {
-        for (times, &rows) in times.iter_mut().zip(&ask.rows) {
-            let wanted = match ask.head {
-                HeadRows::All => rows,
-                HeadRows::Last => 1,
-            };
-            let batch = segment(ask.context, rows, Want::Picks(wanted as u32));
-            let start = Instant::now();
-            executable.run(&batch, None)?;
-            times.push(start.elapsed());
-        }
-    }
-    let weight_bytes = executable.memory().weights;
-    let time = |(times, &rows): (&mut Vec<Duration>, &usize)| {
-        // The first round warms up.
-        let times = &mut times[1..];
-        times.sort_unstable();
-        let (best, median) = match times {
-            [] => (Duration::ZERO, Duration::ZERO),
-            times => (times[0], times[times.len() / 2]),
+            sampling: Arc::clone(&self.sampling),
         };
-        ForwardTime { rows, best, median, weight_bytes }
-    };
-    Ok(times.iter_mut().zip(&ask.rows).map(time).collect())
+        Batch { segments: vec![segment] }
+    }
 }
 
 /// Bytes per second at which all threads of a unit together read an array of `bytes`, each its own contiguous part:
@@ -126,12 +144,12 @@ pub fn read_bandwidth(
     for (i, x) in array.iter_mut().enumerate() {
         *x = i as u64;
     }
-    let lines = array.as_chunks::<16>().0;
+    let lines = array.as_chunks::<64>().0;
     let mut best = Duration::MAX;
     for _ in 0..=repeats {
         let start = Instant::now();
         device.team.run(&|member| {
-            let mut sums = [0u64; 16];
+            let mut sums = [0u64; 64];
             for line in &lines[member.share(lines.len())] {
                 for (sum, x) in sums.iter_mut().zip(line) {
                     *sum ^= x;

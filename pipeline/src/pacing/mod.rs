@@ -190,7 +190,10 @@ impl Pacer {
         if missed == 0 {
             self.drafts.note(sequences, steps, took_ns);
         } else {
-            self.drafts.note_missed(missed, (sequences, steps), took_ns);
+            // A few rows say nothing beside the steps of the same job.
+            if missed >= 16 {
+                self.drafts.note_missed(missed, (sequences, steps), took_ns);
+            }
             self.span.missed_ns += self.drafts.missed(missed).min(took_ns as f64);
         }
     }
@@ -263,6 +266,14 @@ impl Pacer {
     /// Jobs were lost, or there is nothing to decode: the time until the next job is nobody's.
     pub(crate) fn interrupted(&mut self) {
         self.span = Span::default();
+    }
+
+    /// The models run elsewhere from here on: what jobs took says nothing any more. What drafts are like stays.
+    pub(crate) fn moved(&mut self) {
+        let (calibration, depths) = (self.calibration.clone(), self.depths);
+        let (target, draft, now_ns) = (self.target, self.draft, self.now_ns);
+        let fresh = Self::new(&KnownTimes::default());
+        *self = Self { calibration, depths, target, draft, now_ns, ..fresh };
     }
 
     /// A job of the target was lost.

@@ -208,7 +208,7 @@ impl DraftTimes {
         let row = if self.row.weight > 0.0 {
             self.row.ns
         } else {
-            self.at(1).map_or(0.0, |time| time.step_ns / 4.0)
+            self.at(1).map_or(0.0, |time| time.step_ns / 8.0)
         };
         row * f64::from(rows)
     }

@@ -6,8 +6,9 @@
 use std::fmt;
 
 use outrider_devices::{Batch, DraftBatch, Pick, SequenceId};
-use outrider_plans::ModelRole;
+use outrider_plans::{Caches, ModelRole};
 
+use super::Units;
 use super::admission::{Admission, RejectReason};
 use crate::draft_policy::DraftPolicy;
 use crate::speculator::Discarded;
@@ -76,6 +77,43 @@ pub enum Event {
     },
     /// New rules for drafting, from here on.
     Configure(DraftPolicy),
+    /// Fill a second set of this role's caches, beside the live ones, from the texts of all sequences.
+    Warm {
+        /// Whose caches.
+        role: ModelRole,
+    },
+    /// A batch for the second set of caches has run.
+    WarmDone {
+        /// Whose caches.
+        role: ModelRole,
+        /// Which batch.
+        ticket: Ticket,
+    },
+    /// The second set of caches is not wanted any more.
+    StopWarming {
+        /// Whose caches.
+        role: ModelRole,
+    },
+    /// Start no more batches of this role until [`Event::CutOver`].
+    Hold {
+        /// Whose batches.
+        role: ModelRole,
+    },
+    /// Both roles run elsewhere or otherwise from now on. No batch of a role that moves may be under way.
+    CutOver(Takeover),
+}
+
+/// What one plan hands to the next.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Takeover {
+    /// The rules for drafting.
+    pub policy: DraftPolicy,
+    /// Whether the roles compete for the same cores.
+    pub units: Units,
+    /// The target's caches.
+    pub target: Caches,
+    /// The draft's caches; `None` if there is no draft any more.
+    pub draft: Option<Caches>,
 }
 
 /// A token of the output.
@@ -142,6 +180,22 @@ pub enum Action {
         ticket: Ticket,
         /// The rows, and how far to go on from them.
         batch: DraftBatch,
+    },
+    /// Run a batch that fills the second set of a role's caches; answer with [`Event::WarmDone`] or
+    /// [`Event::StopWarming`].
+    RunWarm {
+        /// Whose caches.
+        role: ModelRole,
+        /// Its name.
+        ticket: Ticket,
+        /// The rows; no pick is wanted.
+        batch: Batch,
+    },
+    /// The second set of caches holds what the live one holds, but for a few rows that the first batch after an
+    /// [`Event::CutOver`] fills in.
+    Warmed {
+        /// Whose caches.
+        role: ModelRole,
     },
     /// More of a text.
     Emit {

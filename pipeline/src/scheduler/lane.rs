@@ -22,6 +22,8 @@ pub(super) struct Share {
 #[derive(Debug, Default)]
 pub(super) struct Lane {
     pub(super) paused: bool,
+    /// The next batch belongs to another plan.
+    pub(super) held: bool,
     turns: VecDeque<SequenceId>,
     flight: Option<(Ticket, Vec<Share>)>,
 }
@@ -44,7 +46,7 @@ impl Lane {
     }
 
     pub(super) fn is_open(&self) -> bool {
-        !self.paused && self.flight.is_none()
+        !self.paused && !self.held && self.flight.is_none()
     }
 
     /// A batch leaves; those who share in it go to the end of the line.

@@ -20,6 +20,7 @@ mod event;
 mod lane;
 mod pace;
 mod sequence;
+mod warming;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -28,13 +29,14 @@ use outrider_devices::{Pick, SequenceId};
 use outrider_plans::ModelRole;
 
 pub use admission::{Admission, GenerationParams, RejectReason};
-pub use event::{Action, EmittedToken, Event, FinishReason, Statistics, Ticket};
+pub use event::{Action, EmittedToken, Event, FinishReason, Statistics, Takeover, Ticket};
 
 use crate::draft_policy::DraftPolicy;
 use crate::pacing::{KnownTimes, Pacer, PacingView};
 use crate::text::Detokenize;
 use lane::Lane;
 use sequence::Sequence;
+use warming::Warming;
 
 /// Makes a detokenizer for a new text.
 pub type DetokenizerFactory = Box<dyn Fn() -> Box<dyn Detokenize> + Send>;
@@ -88,6 +90,8 @@ pub struct Scheduler {
     sequences: BTreeMap<SequenceId, Sequence>,
     target: Lane,
     draft: Lane,
+    /// Second sets of caches that are being filled.
+    warming: BTreeMap<ModelRole, Warming>,
     /// On shared units: whose batch goes next if both could.
     next: ModelRole,
     tickets: u64,
@@ -107,6 +111,7 @@ impl Scheduler {
             sequences: BTreeMap::new(),
             target: Lane::default(),
             draft: Lane::default(),
+            warming: BTreeMap::new(),
             next: ModelRole::Target,
             tickets: 0,
         }
@@ -135,11 +140,17 @@ impl Scheduler {
                 self.config.policy = policy;
                 self.apply_policy();
             }
+            Event::Warm { role } => self.warm(role),
+            Event::WarmDone { role, ticket } => self.warm_done(role, ticket),
+            Event::StopWarming { role } => drop(self.warming.remove(&role)),
+            Event::Hold { role } => self.lane(role).held = true,
+            Event::CutOver(takeover) => self.cut_over(takeover),
         }
         self.release(&mut actions);
         self.fill_slots();
         self.aim();
         self.dispatch(&mut actions);
+        self.dispatch_warm(&mut actions);
         actions
     }
 
@@ -268,6 +279,9 @@ impl Scheduler {
         let over: Vec<SequenceId> =
             self.sequences.iter().filter(|(_, s)| s.is_over()).map(|(&id, _)| id).collect();
         for sequence in over {
+            if self.warming.values().any(|warming| warming.is_at_work_for(sequence)) {
+                continue;
+            }
             self.sequences.remove(&sequence);
             self.target.leave(sequence);
             self.draft.leave(sequence);

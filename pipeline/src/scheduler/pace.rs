@@ -26,7 +26,7 @@ impl Scheduler {
         let alive = self.sequences.iter().filter(|(_, s)| !s.speculator.is_finished());
         let paced = |s: &Sequence| s.speculator.policy().is_paced();
         let ids: Vec<(SequenceId, bool)> = alive.map(|(&id, s)| (id, paced(s))).collect();
-        let Some(&(first, _)) = ids.iter().find(|(_, paced)| *paced) else {
+        let Some(first) = self.next_to_try() else {
             // Without anything that is paced, policies are followed to the letter.
             self.sequences.values_mut().for_each(|s| s.speculator.aim(Reach::UNLIMITED));
             return;
@@ -83,10 +83,17 @@ impl Scheduler {
         self.sequences.values().filter(|s| s.speculator.is_decoding()).count() as u32
     }
 
-    /// Rows that the draft would have to read for the sequence that tries next.
+    /// The sequence that tries whether drafts pay again: the one whose draft has least to read first.
+    fn next_to_try(&self) -> Option<SequenceId> {
+        let open = |s: &Sequence| s.speculator.policy().is_paced() && !s.speculator.is_finished();
+        let open = self.sequences.iter().filter(|(_, s)| open(s));
+        open.min_by_key(|(_, s)| s.speculator.missed_by_draft()).map(|(&id, _)| id)
+    }
+
+    /// Rows that the draft would have to read for that.
     pub(super) fn catch_up(&self) -> u32 {
-        let mut paced = self.sequences.values().filter(|s| s.speculator.policy().is_paced());
-        paced.next().map_or(0, |s| s.speculator.missed_by_draft())
+        let next = self.next_to_try().and_then(|id| self.sequences.get(&id));
+        next.map_or(0, |s| s.speculator.missed_by_draft())
     }
 
     pub(super) fn note_target(&mut self, batch: &Batch) {

@@ -72,6 +72,12 @@ impl Cache {
         }
     }
 
+    /// The model runs elsewhere from now on, where the cache holds the text up to `len`.
+    pub(super) fn moved(&mut self, len: u32) {
+        assert!(self.job.is_none(), "the cache of a job under way has moved");
+        self.len = len;
+    }
+
     /// The model's unit has lost the cache.
     pub(super) fn lose(&mut self) {
         self.len = 0;

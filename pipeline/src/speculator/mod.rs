@@ -244,6 +244,18 @@ impl Speculator {
         self.check();
     }
 
+    /// `role` runs elsewhere from now on, where its cache holds the first `len` tokens of the confirmed text.
+    pub fn cache_moved(&mut self, role: ModelRole, len: u32) {
+        assert!((len as usize) < self.confirmed, "a cache beyond the confirmed text");
+        self.cache_mut(role).moved(len);
+        self.check();
+    }
+
+    /// Positions of the target's cache that hold confirmed text.
+    pub fn target_cached(&self) -> u32 {
+        self.target.len()
+    }
+
     /// Changes the rules from here on. Drafts that no pass is checking are dropped.
     pub fn set_policy(&mut self, policy: DraftPolicy) {
         if policy == self.policy {

@@ -224,6 +224,7 @@ impl World {
 
     fn act(&mut self, action: Action) {
         match action {
+            Action::RunWarm { .. } | Action::Warmed { .. } => panic!("no plan takes over here"),
             Action::RunTarget { ticket, batch } => {
                 let (rows, mut picks) = (batch.rows(), Vec::new());
                 assert!(rows <= self.config.target.rows_max as usize, "rows of the target");

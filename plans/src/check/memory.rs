@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 
 use crate::context::{PlanContext, StageMemory};
 use crate::error::PlanProblem;
+use crate::machine::Machine;
 use crate::plan::{PartitionPlan, UnitSpec};
 use crate::role::UnitId;
 
 /// A memory that units draw on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Pool {
+pub(crate) enum Pool {
     Main,
     Adapter(usize),
 }
@@ -21,17 +22,15 @@ pub(super) fn fits(
 ) -> Result<(), (UnitId, PlanProblem)> {
     let mut asked: BTreeMap<Pool, Vec<(&UnitId, StageMemory)>> = BTreeMap::new();
     for (unit, spec) in &plan.units {
-        if let Some(pool) = pool(spec, context) {
+        if let Some(pool) = pool(spec, &context.machine) {
             asked.entry(pool).or_default().push((unit, plan.unit_memory(unit)));
         }
     }
     for (pool, units) in asked {
-        let (free_bytes, place) = match pool {
-            Pool::Main => (context.machine.memory_bytes, "main memory".to_owned()),
-            Pool::Adapter(index) => {
-                let adapter = &context.machine.adapters[index];
-                (adapter.memory_bytes.unwrap_or(0), format!("the memory of `{}`", adapter.name))
-            }
+        let place = pool_name(pool, &context.machine);
+        let free_bytes = match pool {
+            Pool::Main => context.machine.memory_bytes,
+            Pool::Adapter(index) => context.machine.adapters[index].memory_bytes.unwrap_or(0),
         };
         let sum = units.iter().fold(StageMemory::default(), |sum, (_, memory)| sum + *memory);
         if sum.total_bytes() <= free_bytes {
@@ -52,16 +51,22 @@ pub(super) fn fits(
     Ok(())
 }
 
+/// The words for a memory.
+pub(crate) fn pool_name(pool: Pool, machine: &Machine) -> String {
+    match pool {
+        Pool::Main => "main memory".to_owned(),
+        Pool::Adapter(index) => format!("the memory of `{}`", machine.adapters[index].name),
+    }
+}
+
 /// Where a unit keeps its weights; `None` for the simulated unit, which has none.
-fn pool(spec: &UnitSpec, context: &PlanContext) -> Option<Pool> {
+pub(crate) fn pool(spec: &UnitSpec, machine: &Machine) -> Option<Pool> {
     match spec {
         UnitSpec::Cpu { .. } | UnitSpec::Reference => Some(Pool::Main),
         UnitSpec::Sim => None,
-        UnitSpec::Gpu { adapter, .. } => {
-            Some(match context.machine.adapters[*adapter].memory_bytes {
-                Some(_) => Pool::Adapter(*adapter),
-                None => Pool::Main,
-            })
-        }
+        UnitSpec::Gpu { adapter, .. } => Some(match machine.adapters[*adapter].memory_bytes {
+            Some(_) => Pool::Adapter(*adapter),
+            None => Pool::Main,
+        }),
     }
 }

@@ -4,7 +4,7 @@
 //! no core or adapter, and hold what is put on them.
 
 mod cover;
-mod memory;
+pub(crate) mod memory;
 mod numbers;
 mod units;
 

@@ -3,13 +3,14 @@
 //! *Invariant:* a speed-up is over the best plain placement measured in the same run, and a text is compared with the
 //! plain text of the same target placement.
 
+mod kernels;
 mod report;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use clap::Args;
+use clap::{Args, Subcommand};
 use futures_util::future::try_join_all;
 use outrider_devices::Sampling;
 use outrider_observability::Registry;
@@ -29,7 +30,10 @@ const PROMPTS: &str = include_str!("prompts.tsv");
 
 /// What to measure.
 #[derive(Args, Debug)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(super) struct BenchArguments {
+    #[command(subcommand)]
+    command: Option<BenchCommand>,
     #[command(flatten)]
     selection: Selection,
     /// Prompts: one a line, the text before the first tab. Default: a few dozen sentences.
@@ -62,6 +66,12 @@ pub(super) struct BenchArguments {
     json: bool,
 }
 
+#[derive(Debug, Subcommand)]
+enum BenchCommand {
+    /// Time the CPU unit's forwards alone: time, share of the memory's bandwidth, and cost of each further row.
+    Kernels(kernels::KernelsArguments),
+}
+
 /// A plan under measurement.
 struct Contender {
     plan: PartitionPlan,
@@ -75,6 +85,9 @@ struct Contender {
 
 #[expect(clippy::print_stdout, reason = "the command's own output")]
 pub(super) fn run(arguments: BenchArguments) -> Result<(), CliError> {
+    if let Some(BenchCommand::Kernels(arguments)) = &arguments.command {
+        return kernels::run(arguments);
+    }
     in_system(async move {
         let report = measure(&arguments).await?;
         if arguments.json {

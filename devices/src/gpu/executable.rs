@@ -1,0 +1,475 @@
+//! Runs batches and drafts on a stage: state in, kernels recorded, picks or activations read back.
+//!
+//! A pick that top-k, top-p, min-p, penalties, biases or log-probabilities take part in is made on the host from the
+//! row's logits, which are then read back; all other picks are made on the device. *Invariant:* after a run, each
+//! sequence's slot lists exactly the tokens whose keys and values the device holds.
+
+use std::sync::Arc;
+
+use super::context::{Context, Doing};
+use super::record::{Pass, Recorder};
+use super::stage::{DRAFT_STEPS_MAX, Stage};
+use super::state::{HeadRow, Row, State};
+use crate::batch::{
+    Activations, Batch, DraftBatch, DraftSegment, Output, Pick, Picked, Segment, SequenceId, Want,
+};
+use crate::device::{DeviceError, Executable, MemoryUse, SlotLimits, draft_step_by_step};
+use crate::graph::Subgraph;
+use crate::sampling::{self, Sampling};
+use crate::slots::Slots;
+
+/// A stage on a GPU, with the KV caches of its sequences.
+pub(super) struct GpuExecutable {
+    stage: Stage,
+    limits: SlotLimits,
+    /// The index of each sequence's slot on the device.
+    slots: Slots<Option<u32>>,
+    readback: Readback,
+    scratch: sampling::Scratch,
+}
+
+/// A row of a batch that wants a result.
+#[derive(Clone, Copy)]
+struct Wanted {
+    /// Row of the batch.
+    row: usize,
+    segment: usize,
+    logits: bool,
+}
+
+/// What a submission answers for its rows, in bytes of the read-back buffer.
+#[derive(Clone, Copy, Default)]
+struct Answer {
+    picks: u64,
+    /// Where each logits row, or the activations, begin.
+    rows: u64,
+}
+
+impl GpuExecutable {
+    pub(super) fn prepare(
+        context: &Arc<Context>,
+        subgraph: &Subgraph,
+        limits: SlotLimits,
+    ) -> Result<Self, DeviceError> {
+        let stage = Stage::build(context, subgraph, limits)?;
+        let readback = Readback::new(context, 4096)?;
+        let slots = Slots::new(limits);
+        let mut prepared =
+            Self { stage, limits, slots, readback, scratch: sampling::Scratch::default() };
+        prepared.warm_up()?;
+        Ok(prepared)
+    }
+
+    /// Runs every kernel once on rows that leave no trace, so that the driver compiles them now.
+    fn warm_up(&mut self) -> Result<(), DeviceError> {
+        let rows_max = self.stage.bounds.capacity.min(8);
+        self.write_state(0, &State::new(self.stage.bounds));
+        self.write_state(1, &State::new(self.stage.bounds));
+        let head = self.stage.vocabulary.is_some();
+        let mut rows = 1;
+        while rows <= rows_max {
+            let wanted = if head { rows } else { 0 };
+            let context = &self.stage.context;
+            let mut recorder = Recorder::new(context);
+            recorder.record(&self.stage, Pass::Whole, (rows, wanted))?;
+            if self.stage.is_whole_model() {
+                recorder.record(&self.stage, Pass::DraftFirst, (rows, wanted))?;
+                recorder.record(&self.stage, Pass::DraftNext, (rows, wanted))?;
+            }
+            context.wait_for_compiler(recorder.submit(|_| {})?)?;
+            rows *= 2;
+        }
+        Ok(())
+    }
+
+    fn write_state(&self, region: u64, state: &State) {
+        let offset = region * self.stage.bounds.bytes() / 2;
+        self.stage.context.queue.write_buffer(&self.stage.buffers.state, offset, state.bytes());
+    }
+
+    /// Takes the batch in and gives each of its sequences an index.
+    fn admit(&mut self, batch: &Batch) -> Result<Vec<u32>, DeviceError> {
+        self.slots.admit(batch, &self.stage.context.name)?;
+        let mut free: Vec<bool> = vec![true; self.limits.sequences_max];
+        for index in self.slots.iter().filter_map(|(_, slot)| slot.cache) {
+            free[index as usize] = false;
+        }
+        let mut free = (0..).zip(free).filter(|(_, free)| *free).map(|(index, _)| index);
+        let mut index_of = |sequence: SequenceId| {
+            let slot = self.slots.of(sequence);
+            *slot.cache.get_or_insert_with(|| free.next().expect("an admitted batch has slots"))
+        };
+        Ok(batch.segments.iter().map(|s| index_of(s.sequence)).collect())
+    }
+
+    /// Submits one pass over `rows`, of which `wanted` run through the head; says where its answers begin.
+    fn submit_pass(
+        &self,
+        batch: &Batch,
+        (rows, input): (&[Row], Option<&[f32]>),
+        (first_row, wanted): (usize, &[Wanted]),
+        answer: Answer,
+    ) -> Result<wgpu::SubmissionIndex, DeviceError> {
+        let Stage { context, bounds, buffers, .. } = &self.stage;
+        let mut state = State::new(*bounds);
+        for (index, row) in rows.iter().enumerate() {
+            state.row(index, *row);
+        }
+        for (index, wanted) in wanted.iter().enumerate() {
+            let sampling = &batch.segments[wanted.segment].sampling;
+            let row = wanted.row - first_row;
+            state.head_row(index, HeadRow { row, sampling, answer: (index, 0) });
+        }
+        self.write_state(0, &state);
+        if let Some(input) = input {
+            self.write_stream(input);
+        }
+        let mut recorder = Recorder::new(context);
+        recorder.record(&self.stage, Pass::Whole, (rows.len(), wanted.len()))?;
+        let to = &self.readback.buffer;
+        recorder.submit(|encoder| {
+            if let (Some(picks), Some(logits)) = (&buffers.picks, &buffers.logits) {
+                let bytes = wanted.len() as u64 * 8;
+                encoder.copy_buffer_to_buffer(picks, 0, to, answer.picks, bytes);
+                let row_bytes = self.vocabulary() as u64 * 4;
+                let mut at = answer.rows;
+                for (index, _) in wanted.iter().enumerate().filter(|(_, w)| w.logits) {
+                    let from = (index * self.stage.logits_stride * 4) as u64;
+                    encoder.copy_buffer_to_buffer(logits, from, to, at, row_bytes);
+                    at += row_bytes;
+                }
+            } else {
+                let bytes = (rows.len() * self.stage.stream_stride * 4) as u64;
+                encoder.copy_buffer_to_buffer(&buffers.stream, 0, to, answer.rows, bytes);
+            }
+        })
+    }
+
+    fn write_stream(&self, input: &[f32]) {
+        let Stage { context, width, stream_stride, buffers, .. } = &self.stage;
+        if width == stream_stride {
+            context.queue.write_buffer(&buffers.stream, 0, bytemuck::cast_slice(input));
+            return;
+        }
+        let mut padded = Vec::with_capacity(input.len() / width * stream_stride);
+        for row in input.chunks_exact(*width) {
+            padded.extend_from_slice(row);
+            padded.resize(padded.len() + stream_stride - width, 0.0);
+        }
+        context.queue.write_buffer(&buffers.stream, 0, bytemuck::cast_slice(&padded));
+    }
+
+    fn vocabulary(&self) -> usize {
+        self.stage.vocabulary.unwrap_or(0)
+    }
+
+    /// The rows that want a result.
+    fn wanted(&self, batch: &Batch) -> Vec<Wanted> {
+        if self.stage.vocabulary.is_none() {
+            return Vec::new();
+        }
+        let mut wanted = Vec::with_capacity(batch.head_rows());
+        let mut end = 0;
+        for (segment, s) in batch.segments.iter().enumerate() {
+            end += s.tokens.len();
+            let logits = matches!(s.want, Want::Logits(_)) || !picks_on_device(&s.sampling);
+            wanted.extend((end - s.want.rows()..end).map(|row| Wanted { row, segment, logits }));
+        }
+        wanted
+    }
+
+    /// The answers of a stage with the head: `words` hold the picks, then the logits.
+    fn picked(&mut self, batch: &Batch, wanted: &[Wanted], words: &[u32]) -> Picked {
+        let vocabulary = self.vocabulary();
+        let (picks, logits) = words.split_at(wanted.len() * 2);
+        let picks: &[[u32; 2]] = bytemuck::cast_slice(picks);
+        let mut rows = bytemuck::cast_slice::<u32, f32>(logits).chunks_exact(vocabulary);
+        let mut picked = Picked::default();
+        let mut begins = Vec::with_capacity(batch.segments.len());
+        let mut begin = 0;
+        for segment in &batch.segments {
+            begins.push(begin);
+            begin += segment.tokens.len();
+        }
+        for (wanted, pick) in wanted.iter().zip(picks) {
+            let segment = &batch.segments[wanted.segment];
+            let row = if wanted.logits { rows.next() } else { None };
+            match row {
+                Some(row) if !picks_on_device(&segment.sampling) => {
+                    let position = segment.base as usize + wanted.row - begins[wanted.segment] + 1;
+                    let history = &self.slots.of(segment.sequence).tokens[..position];
+                    let (sampling, position) = (&segment.sampling, position as u32);
+                    picked.picks.push(sampling::pick(
+                        row,
+                        position,
+                        history,
+                        sampling,
+                        &mut self.scratch,
+                    ));
+                }
+                _ => picked.picks.push(pick_of(*pick)),
+            }
+            if let (Some(row), Want::Logits(_)) = (row, segment.want) {
+                picked.logits.extend_from_slice(row);
+            }
+        }
+        picked
+    }
+
+    /// Rows of the batch with their slots' indices.
+    fn rows(batch: &Batch, indices: &[u32]) -> Vec<Row> {
+        let rows_of = |(segment, &slot): (&Segment, &u32)| {
+            let base = segment.base;
+            let tokens = segment.tokens.clone();
+            tokens.into_iter().zip(base..).map(move |(token, position)| Row {
+                slot,
+                position,
+                token,
+                live: 1,
+            })
+        };
+        batch.segments.iter().zip(indices).flat_map(rows_of).collect()
+    }
+}
+
+/// Whether the device's own kernels make this pick.
+fn picks_on_device(sampling: &Sampling) -> bool {
+    sampling.top_k == 0
+        && sampling.top_p >= 1.0
+        && sampling.min_p <= 0.0
+        && !sampling.uses_history()
+        && sampling.logit_bias.is_empty()
+        && sampling.top_logprobs == 0
+}
+
+fn pick_of([token, probability]: [u32; 2]) -> Pick {
+    Pick { token, probability: f32::from_bits(probability), top: Vec::new() }
+}
+
+impl Executable for GpuExecutable {
+    fn run(&mut self, batch: &Batch, input: Option<Activations>) -> Result<Output, DeviceError> {
+        self.stage.context.check()?;
+        self.check_input(batch, input.as_ref());
+        let indices = self.admit(batch)?;
+        let rows = Self::rows(batch, &indices);
+        let wanted = self.wanted(batch);
+        let (width, stride) = (self.stage.width, self.stage.stream_stride);
+        let row_bytes =
+            if self.stage.vocabulary.is_some() { self.vocabulary() } else { stride } * 4;
+        let answers = match self.stage.vocabulary {
+            Some(_) => wanted.iter().filter(|w| w.logits).count(),
+            None => rows.len(),
+        };
+        let mut answer = Answer { picks: 0, rows: wanted.len() as u64 * 8 };
+        let total = answer.rows + (answers * row_bytes) as u64;
+        self.readback.reserve(&self.stage.context, total)?;
+        let mut submissions = Vec::new();
+        let capacity = self.stage.bounds.capacity;
+        for (pass, rows) in rows.chunks(capacity).enumerate() {
+            let first = pass * capacity;
+            let begin = wanted.partition_point(|w| w.row < first);
+            let end = wanted.partition_point(|w| w.row < first + rows.len());
+            let wanted = &wanted[begin..end];
+            let input = input.as_ref().map(|i| &i.data[first * width..][..rows.len() * width]);
+            submissions.push(self.submit_pass(batch, (rows, input), (first, wanted), answer)?);
+            let answers = match self.stage.vocabulary {
+                Some(_) => wanted.iter().filter(|w| w.logits).count(),
+                None => rows.len(),
+            };
+            answer.picks += wanted.len() as u64 * 8;
+            answer.rows += (answers * row_bytes) as u64;
+        }
+        let words = self.readback.read(&self.stage.context, submissions, total)?;
+        if self.stage.vocabulary.is_some() {
+            return Ok(Output::Picked(self.picked(batch, &wanted, &words)));
+        }
+        let floats: &[f32] = bytemuck::cast_slice(&words);
+        let data = floats.chunks_exact(stride).flat_map(|row| &row[..width]).copied().collect();
+        Ok(Output::Activations(Activations { cols: width, data }))
+    }
+
+    fn draft(&mut self, batch: &DraftBatch) -> Result<Vec<Vec<Pick>>, DeviceError> {
+        self.stage.context.check()?;
+        let fits = |d: &DraftSegment| {
+            d.steps as usize <= DRAFT_STEPS_MAX && picks_on_device(&d.segment.sampling)
+        };
+        let capacity = self.stage.bounds.capacity;
+        let one_submission = batch.segments.iter().all(fits)
+            && batch.segments.len() <= capacity
+            && batch.segments.iter().map(|d| d.segment.tokens.len()).sum::<usize>() <= capacity;
+        if !self.stage.is_whole_model() || !one_submission {
+            let drafted = draft_step_by_step(self, batch)?;
+            // A token that was too unlikely to return has cost one more row.
+            for (DraftSegment { segment, .. }, picks) in batch.segments.iter().zip(&drafted) {
+                let end = segment.base as usize + segment.tokens.len() + picks.len() - 1;
+                self.slots.of(segment.sequence).tokens.truncate(end);
+            }
+            return Ok(drafted);
+        }
+        self.draft_at_once(batch)
+    }
+
+    fn cached(&self, sequence: SequenceId) -> u32 {
+        self.slots.cached(sequence)
+    }
+
+    fn release(&mut self, sequence: SequenceId) {
+        self.slots.release(sequence);
+    }
+
+    fn memory(&self) -> MemoryUse {
+        self.stage.memory
+    }
+}
+
+impl GpuExecutable {
+    fn check_input(&self, batch: &Batch, input: Option<&Activations>) {
+        match input {
+            Some(input) => {
+                assert!(!self.stage.reads_tokens(), "a stage that embeds tokens got activations");
+                assert_eq!(input.cols, self.stage.width, "input width");
+                assert_eq!(input.data.len(), input.cols * batch.rows(), "input rows");
+            }
+            None => assert!(self.stage.reads_tokens(), "a stage got no activations"),
+        }
+    }
+
+    /// Drafts in one submission: the longest drafts come first, so that the live ones of a step are a prefix.
+    fn draft_at_once(&mut self, ask: &DraftBatch) -> Result<Vec<Vec<Pick>>, DeviceError> {
+        let mut order: Vec<usize> = (0..ask.segments.len()).collect();
+        order.sort_by_key(|&i| std::cmp::Reverse(ask.segments[i].steps));
+        let steps_of = |i: usize| ask.segments[i].steps as usize;
+        let segments = order.iter().map(|&i| ask.segments[i].segment.clone()).collect();
+        let batch = Batch { segments };
+        for (segment, &i) in batch.segments.iter().zip(&order) {
+            assert!(steps_of(i) > 0, "a draft of no steps was asked for");
+            let end = segment.base as usize + segment.tokens.len() + steps_of(i) - 1;
+            let limit = self.limits.positions_max;
+            assert!(end <= limit, "{}: a draft up to position {end} of {limit}", segment.sequence);
+        }
+        let Some(steps) = order.first().map(|&i| steps_of(i)) else { return Ok(Vec::new()) };
+        let indices = self.admit(&batch)?;
+        let rows = self.write_draft(&batch, &indices, |n| steps_of(order[n]));
+        let count = order.len();
+        let bytes = (steps * count * 8) as u64;
+        let context = Arc::clone(&self.stage.context);
+        self.readback.reserve(&context, bytes)?;
+        let mut recorder = Recorder::new(&context);
+        recorder.record(&self.stage, Pass::DraftFirst, (rows, count))?;
+        for step in 1..steps {
+            let live = order.iter().filter(|&&i| steps_of(i) > step).count();
+            recorder.record(&self.stage, Pass::DraftNext, (live, live))?;
+        }
+        let picks = self.stage.buffers.picks.as_ref().expect("a whole model has picks");
+        let to = &self.readback.buffer;
+        let submission =
+            recorder.submit(|encoder| encoder.copy_buffer_to_buffer(picks, 0, to, 0, bytes))?;
+        let words = self.readback.read(&context, vec![submission], bytes)?;
+        let picks: &[[u32; 2]] = bytemuck::cast_slice(&words);
+        let mut drafted = vec![Vec::new(); count];
+        for (n, &i) in order.iter().enumerate() {
+            let column = (0..steps_of(i)).map(|step| pick_of(picks[step * count + n]));
+            let kept = keep(column, ask.segments[i].probability_min, &ask.stop_tokens);
+            let slot = self.slots.of(batch.segments[n].sequence);
+            slot.tokens.extend(kept[..kept.len() - 1].iter().map(|p| p.token));
+            drafted[i] = kept;
+        }
+        Ok(drafted)
+    }
+
+    /// Writes both regions of the state; returns the rows of the first pass. `steps` is of a segment of `batch`.
+    fn write_draft(&self, batch: &Batch, indices: &[u32], steps: impl Fn(usize) -> usize) -> usize {
+        let bounds = self.stage.bounds;
+        let (mut first, mut second) = (State::new(bounds), State::new(bounds));
+        let rows = Self::rows(batch, indices);
+        for (index, row) in rows.iter().enumerate() {
+            first.row(index, *row);
+        }
+        let count = batch.segments.len();
+        let mut end = 0;
+        for (n, segment) in batch.segments.iter().enumerate() {
+            end += segment.tokens.len();
+            let sampling = &segment.sampling;
+            first.head_row(n, HeadRow { row: end - 1, sampling, answer: (n, 0) });
+            let live = steps(n) as u32 - 1;
+            let next = segment.base + segment.tokens.len() as u32;
+            let position = if live > 0 { next } else { 0 };
+            second.row(n, Row { slot: indices[n], position, token: 0, live });
+            second.head_row(n, HeadRow { row: n, sampling, answer: (count + n, count) });
+        }
+        self.write_state(0, &first);
+        self.write_state(1, &second);
+        rows.len()
+    }
+}
+
+/// The picks of a draft up to the first that it should not have gone past; at least one.
+fn keep(picks: impl Iterator<Item = Pick>, probability_min: f32, stop_tokens: &[u32]) -> Vec<Pick> {
+    let mut kept: Vec<Pick> = Vec::new();
+    for pick in picks {
+        let stopped = kept.last().is_some_and(|last| stop_tokens.contains(&last.token));
+        if stopped || (!kept.is_empty() && pick.probability < probability_min) {
+            break;
+        }
+        kept.push(pick);
+    }
+    kept
+}
+
+/// The buffer through which answers come back.
+struct Readback {
+    buffer: wgpu::Buffer,
+}
+
+impl Readback {
+    fn new(context: &Context, bytes: u64) -> Result<Self, DeviceError> {
+        let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
+        let buffer = context.scoped(Doing::Allocating("read-back"), || {
+            context.device.create_buffer(&wgpu::BufferDescriptor {
+                label: Some("read-back"),
+                size: bytes,
+                usage,
+                mapped_at_creation: false,
+            })
+        })?;
+        Ok(Self { buffer })
+    }
+
+    /// Grows to `bytes`.
+    fn reserve(&mut self, context: &Context, bytes: u64) -> Result<(), DeviceError> {
+        if bytes > self.buffer.size() {
+            *self = Self::new(context, bytes.next_power_of_two())?;
+        }
+        Ok(())
+    }
+
+    /// Waits for `submissions`, in order, and copies the first `bytes` out, a multiple of 4.
+    fn read(
+        &self,
+        context: &Context,
+        submissions: Vec<wgpu::SubmissionIndex>,
+        bytes: u64,
+    ) -> Result<Vec<u32>, DeviceError> {
+        if bytes == 0 {
+            return submissions.into_iter().try_for_each(|s| context.wait(s)).map(|()| Vec::new());
+        }
+        let slice = self.buffer.slice(..bytes);
+        let (sender, receiver) = std::sync::mpsc::channel();
+        slice.map_async(wgpu::MapMode::Read, move |result| {
+            // The receiver outlives the wait below; if the wait failed, nobody asks any more.
+            let _ = sender.send(result);
+        });
+        for submission in submissions {
+            context.wait(submission)?;
+        }
+        match receiver.try_recv() {
+            Ok(Ok(())) => {}
+            other => return Err(context.lost(format!("read-back: {other:?}"))),
+        }
+        let view = slice.get_mapped_range().map_err(|e| context.lost(e.to_string()))?;
+        let copied = bytemuck::pod_collect_to_vec(&view);
+        drop(view);
+        self.buffer.unmap();
+        Ok(copied)
+    }
+}
