@@ -5,17 +5,17 @@
 //! tries again on a smaller credit, and after each failure the next try waits longer.
 //!
 //! *Invariant:* what a draft may lose is bounded, over any number of tokens: the credit once, and for each try its own.
-//! With [`CREDIT`] 6, [`TRIAL`] 0.8 and waits of 128, 256 and then 512 tokens that is about 8 of 500 tokens, besides what
+//! With [`CREDIT`] 5, [`TRIAL`] 2 and waits of 128, 256 and then 512 tokens that is about 9 of 500 tokens, besides what
 //! a single cycle goes beyond. (A smaller credit would be lost by bad luck alone.)
 
 /// Most that a draft which did well may lose before it is switched off, in tokens.
-const CREDIT: f64 = 6.0;
+const CREDIT: f64 = 5.0;
 /// What a draft may lose before it has ever gained.
-const FIRST_CREDIT: f64 = 4.0;
+const FIRST_CREDIT: f64 = 3.0;
 /// What a try may lose.
-const TRIAL: f64 = 0.8;
+const TRIAL: f64 = 2.0;
 /// What a try must gain to switch drafting on again.
-const GAIN: f64 = 2.0;
+const GAIN: f64 = 1.0;
 /// Tokens before the first try, and the most that later tries wait.
 const WAIT: (u32, u32) = (128, 512);
 /// Reading what the draft missed is done before it costs more tokens than this, and put off if it costs more than that:

@@ -156,7 +156,7 @@ impl Prospects {
             survival *= next.min(0.999);
             let floor = self.draft_floors[place];
             let enough = if steps == 0 { floor } else { floor / 2.0 };
-            let beyond_credit = self.credit.is_some_and(|credit| spent + floor > credit + 0.5);
+            let beyond_credit = self.credit.is_some_and(|credit| spent + floor > credit);
             if survival <= enough || steps == self.steps_max || (steps > 0 && beyond_credit) {
                 break;
             }
