@@ -1,7 +1,5 @@
 //! The `outrider` binary.
 
-use std::process::ExitCode;
-
-fn main() -> ExitCode {
+fn main() {
     outrider::cli::run()
 }

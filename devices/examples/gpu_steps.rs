@@ -38,7 +38,7 @@ fn main() -> Result<(), DeviceError> {
     report(if software { "Times are CPU times." } else { "Times are by the wall clock." });
     let device = open(&tuning)?;
     report(&format!("{}\n{tuning:?}", device.adapter()));
-    let costs = measure::costs(&device, 512 << 20, timer)?;
+    let costs = measure::costs(&device, if software { 16 } else { 512 } << 20, timer)?;
     report(&format!("{costs:?}"));
     for (name, shape) in &shapes {
         let model = synthetic::llama(&synthetic::shape(*shape), format, 1);
@@ -163,12 +163,16 @@ fn variations(base: &Tuning) -> Vec<(String, Tuning)> {
     let lanes = base.lanes;
     vary("texture", &|t| t.backing = Backing::Texture);
     vary("buffer", &|t| t.backing = Backing::Buffer);
+    vary("attention 2", &|t| t.attention_subgroups = 2);
     vary("whole sums", &|t| t.sums = Sums::Whole);
     vary("sums by halves", &|t| t.sums = Sums::Halves);
     vary("lanes_max 1x", &|t| t.lanes_max = lanes);
     vary("lanes_max 2x", &|t| t.lanes_max = 2 * lanes);
     vary("lanes 2x", &|t| t.lanes = 2 * lanes);
     vary("lanes 4x", &|t| t.lanes = 4 * lanes);
+    vary("lanes 4x, chunk 16", &|t| (t.lanes, t.chunk) = (4 * lanes, 16));
+    vary("lanes 4x, chunk 8", &|t| (t.lanes, t.chunk) = (4 * lanes, 8));
+    vary("chunk 32", &|t| t.chunk = 32);
     vary("chunk 16", &|t| t.chunk = 16);
     vary("chunk 8", &|t| t.chunk = 8);
     vary("tiles 2 1 1 1", &|t| t.tiles = [2, 1, 1, 1]);
@@ -202,6 +206,7 @@ fn tuned(base: &Tuning, args: &[String]) -> Tuning {
             "lanes" => tuning.lanes = numbers[0],
             "lanes_max" => tuning.lanes_max = numbers[0],
             "attention" => tuning.attention_subgroups = numbers[0],
+            "attention_span" => tuning.attention_span = numbers[0],
             "span" => tuning.pick_span = numbers[0],
             "submit" => tuning.submit_dispatches = numbers[0] as usize,
             "spin" => tuning.spin = Duration::from_micros(numbers[0].into()),

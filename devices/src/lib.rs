@@ -10,6 +10,7 @@ pub mod device;
 pub mod discovery;
 pub mod gpu;
 pub mod graph;
+pub mod leave;
 pub mod mapped;
 pub mod reference;
 pub mod sampling;

@@ -1,7 +1,5 @@
 //! The product's command line as a program that the tests can start.
 
-use std::process::ExitCode;
-
-fn main() -> ExitCode {
+fn main() {
     outrider::cli::run()
 }

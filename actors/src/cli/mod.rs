@@ -15,10 +15,10 @@ mod select;
 mod serve;
 
 use std::io::IsTerminal;
-use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use outrider_devices::leave::leave;
 use tracing_subscriber::EnvFilter;
 
 pub use select::Selection;
@@ -58,9 +58,9 @@ enum Command {
 /// Exit code of a run that failed.
 const FAILED: u8 = 1;
 
-/// Parses the arguments, runs, and says how it went: 0 done, 1 failed (the reason is on stderr), 2 wrong arguments.
+/// Parses the arguments, runs, and ends the process, saying how it went: 0 done, 1 failed (the reason is on stderr), 2 wrong arguments.
 #[expect(clippy::print_stderr, reason = "the command line's own output")]
-pub fn run() -> ExitCode {
+pub fn run() -> ! {
     let arguments = Arguments::parse();
     let serving = matches!(arguments.command, None | Some(Command::Serve(_)));
     start_log(if serving { "info" } else { "warn" });
@@ -74,11 +74,12 @@ pub fn run() -> ExitCode {
         Some(Command::Calibrate(arguments)) => calibrate::run(arguments),
         Some(Command::Bench(arguments)) => bench::run(arguments),
     };
+    // Units' threads may still be in a GPU's driver, which must not be torn down under them.
     match done {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => leave(0),
         Err(error) => {
             eprintln!("outrider: {error}");
-            ExitCode::from(FAILED)
+            leave(FAILED)
         }
     }
 }

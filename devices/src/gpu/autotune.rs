@@ -21,10 +21,12 @@ type Change = fn(&mut Tuning);
 const TURNS: &[&[Change]] = &[
     &[|t| t.backing = Backing::Texture],
     &[|t| t.sums = Sums::Whole],
-    &[|t| t.lanes_max = t.lanes, |t| t.lanes_max = t.lanes * 2],
+    &[|t| t.chunk = 16, |t| t.chunk = 32],
+    &[|t| t.lanes = t.lanes_max, |t| t.lanes_max = t.lanes, |t| t.lanes_max = t.lanes * 2],
     &[|t| t.tiles = [1, 1, 2, 2], |t| t.tiles = [2, 2, 2, 2]],
     &[|t| t.unroll = [8, 8, 4, 4], |t| t.unroll = [4; 4], |t| t.unroll = [2; 4]],
     &[|t| t.attention_subgroups = 1],
+    &[|t| t.submit_dispatches = 12, |t| t.submit_dispatches = 48],
 ];
 
 /// The smallest gain that a change is kept for: less is noise.

@@ -177,10 +177,18 @@ impl Context {
         if self.faults.iter().any(broken) { source + "\ninjected fault;" } else { source }
     }
 
-    /// Submits what `encoder` recorded, without waiting for it.
-    pub(super) fn submit(
+    /// Ends a recording.
+    pub(super) fn finish(
         &self,
         encoder: wgpu::CommandEncoder,
+    ) -> Result<wgpu::CommandBuffer, DeviceError> {
+        self.scoped(Doing::Submitting, || encoder.finish())
+    }
+
+    /// Submits recordings, without waiting for them.
+    pub(super) fn submit(
+        &self,
+        recorded: Vec<wgpu::CommandBuffer>,
     ) -> Result<wgpu::SubmissionIndex, DeviceError> {
         self.check()?;
         let number = self.submissions.fetch_add(1, Ordering::Relaxed);
@@ -188,11 +196,19 @@ impl Context {
             self.device.destroy();
             return Err(self.mark_lost("destroyed by an injected fault"));
         }
-        let index = self.scoped(Doing::Submitting, || self.queue.submit([encoder.finish()]))?;
+        let index = self.scoped(Doing::Submitting, || self.queue.submit(recorded))?;
         if self.faults.contains(&GpuFault::TimeOutAtSubmission(number)) {
             return Err(self.timed_out());
         }
         Ok(index)
+    }
+
+    /// Whether all that was submitted has finished.
+    pub(super) fn is_idle(&self) -> Result<bool, DeviceError> {
+        match self.device.poll(wgpu::PollType::Poll) {
+            Ok(status) => self.check().map(|()| status == wgpu::PollStatus::QueueEmpty),
+            Err(error) => Err(self.mark_lost(&error.to_string())),
+        }
     }
 
     /// Waits until `submission` has finished.
@@ -215,11 +231,10 @@ impl Context {
     ) -> Result<(), DeviceError> {
         let spun = Instant::now();
         while spun.elapsed() < self.tuning.spin {
-            match self.device.poll(wgpu::PollType::Poll) {
-                Ok(wgpu::PollStatus::QueueEmpty) => return self.check(),
-                Ok(_) => std::hint::spin_loop(),
-                Err(error) => return Err(self.mark_lost(&error.to_string())),
+            if self.is_idle()? {
+                return Ok(());
             }
+            std::hint::spin_loop();
         }
         let wait =
             wgpu::PollType::Wait { submission_index: Some(submission), timeout: Some(timeout) };

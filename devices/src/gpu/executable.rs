@@ -7,9 +7,10 @@
 use std::sync::Arc;
 
 use super::context::{Context, Doing};
-use super::record::{Pass, Recorder};
-use super::stage::{DRAFT_STEPS_MAX, Stage};
-use super::state::{HeadRow, Row, State};
+use super::record::{Copy, Extent, Pass, Script, Scripter};
+use super::rehearsal::{Ahead, Key, Rehearsal};
+use super::stage::Stage;
+use super::state::{DRAFT_STEPS_MAX, HeadRow, Row, State};
 use crate::batch::{
     Activations, Batch, DraftBatch, DraftSegment, Output, Pick, Picked, Segment, SequenceId, Want,
 };
@@ -25,6 +26,7 @@ pub(super) struct GpuExecutable {
     /// The index of each sequence's slot on the device.
     slots: Slots<Option<u32>>,
     readback: Readback,
+    rehearsal: Rehearsal,
     scratch: sampling::Scratch,
 }
 
@@ -41,6 +43,8 @@ struct Wanted {
 #[derive(Clone, Copy, Default)]
 struct Answer {
     picks: u64,
+    /// How many there are.
+    picked: usize,
     /// Where each logits row, or the activations, begin.
     rows: u64,
 }
@@ -54,8 +58,8 @@ impl GpuExecutable {
         let stage = Stage::build(context, subgraph, limits)?;
         let readback = Readback::new(context, 4096)?;
         let slots = Slots::new(limits);
-        let mut prepared =
-            Self { stage, limits, slots, readback, scratch: sampling::Scratch::default() };
+        let (rehearsal, scratch) = (Rehearsal::default(), sampling::Scratch::default());
+        let mut prepared = Self { stage, limits, slots, readback, rehearsal, scratch };
         prepared.warm_up()?;
         Ok(prepared)
     }
@@ -70,13 +74,20 @@ impl GpuExecutable {
         while rows <= rows_max {
             let wanted = if head { rows } else { 0 };
             let context = &self.stage.context;
-            let mut recorder = Recorder::new(context);
-            recorder.record(&self.stage, Pass::Whole, (rows, wanted))?;
-            if self.stage.is_whole_model() {
-                recorder.record(&self.stage, Pass::DraftFirst, (rows, wanted))?;
-                recorder.record(&self.stage, Pass::DraftNext, (rows, wanted))?;
+            let mut scripter = Scripter::new(&context.tuning);
+            for positions in [1, self.limits.positions_max] {
+                let extent = Extent::new(&self.stage, (rows, wanted), positions);
+                scripter.pass(&self.stage, Pass::Whole, extent);
+                if self.stage.is_whole_model() {
+                    scripter.pass(&self.stage, Pass::DraftFirst, extent);
+                    scripter.pass(&self.stage, Pass::DraftNext, extent);
+                }
+                if self.stage.span.is_none() {
+                    break;
+                }
             }
-            context.wait_for_compiler(recorder.submit(|_| {})?)?;
+            let script = scripter.finish([]);
+            context.wait_for_compiler(script.submit(context, Vec::new())?)?;
             rows *= 2;
         }
         Ok(())
@@ -102,16 +113,14 @@ impl GpuExecutable {
         Ok(batch.segments.iter().map(|s| index_of(s.sequence)).collect())
     }
 
-    /// Submits one pass over `rows`, of which `wanted` run through the head; says where its answers begin.
-    fn submit_pass(
+    /// Writes what the kernels know of one pass over `rows`, of which `wanted` run through the head.
+    fn write_pass(
         &self,
         batch: &Batch,
         (rows, input): (&[Row], Option<&[f32]>),
         (first_row, wanted): (usize, &[Wanted]),
-        answer: Answer,
-    ) -> Result<wgpu::SubmissionIndex, DeviceError> {
-        let Stage { context, bounds, buffers, .. } = &self.stage;
-        let mut state = State::new(*bounds);
+    ) -> Extent {
+        let mut state = State::new(self.stage.bounds);
         for (index, row) in rows.iter().enumerate() {
             state.row(index, *row);
         }
@@ -124,25 +133,36 @@ impl GpuExecutable {
         if let Some(input) = input {
             self.write_stream(input);
         }
-        let mut recorder = Recorder::new(context);
-        recorder.record(&self.stage, Pass::Whole, (rows.len(), wanted.len()))?;
+        let positions = rows.iter().map(|row| row.position as usize + 1).max().unwrap_or(0);
+        Extent::new(&self.stage, (rows.len(), wanted.len()), positions)
+    }
+
+    /// A pass whose answers go where `answer` says: of `rows` and `wanted`, rounded up as `extent` is or not.
+    fn script(&self, extent: Extent, (rows, wanted): (usize, &[Wanted]), answer: Answer) -> Script {
+        let Stage { context, buffers, stream_stride, .. } = &self.stage;
+        let mut scripter = Scripter::new(&context.tuning);
+        scripter.pass(&self.stage, Pass::Whole, extent);
         let to = &self.readback.buffer;
-        recorder.submit(|encoder| {
-            if let (Some(picks), Some(logits)) = (&buffers.picks, &buffers.logits) {
-                let bytes = wanted.len() as u64 * 8;
-                encoder.copy_buffer_to_buffer(picks, 0, to, answer.picks, bytes);
-                let row_bytes = self.vocabulary() as u64 * 4;
-                let mut at = answer.rows;
-                for (index, _) in wanted.iter().enumerate().filter(|(_, w)| w.logits) {
-                    let from = (index * self.stage.logits_stride * 4) as u64;
-                    encoder.copy_buffer_to_buffer(logits, from, to, at, row_bytes);
-                    at += row_bytes;
-                }
-            } else {
-                let bytes = (rows.len() * self.stage.stream_stride * 4) as u64;
-                encoder.copy_buffer_to_buffer(&buffers.stream, 0, to, answer.rows, bytes);
-            }
-        })
+        let copy = |from: &wgpu::Buffer, from_offset, to_offset, bytes| Copy {
+            from: from.clone(),
+            from_offset,
+            to: to.clone(),
+            to_offset,
+            bytes,
+        };
+        let (Some(picks), Some(logits)) = (&buffers.picks, &buffers.logits) else {
+            let bytes = (rows * stream_stride * 4) as u64;
+            return scripter.finish([copy(&buffers.stream, 0, answer.rows, bytes)]);
+        };
+        let row_bytes = self.vocabulary() as u64 * 4;
+        let of_logits = |(nth, (index, _)): (usize, (usize, &Wanted))| {
+            let from = (index * self.stage.logits_stride * 4) as u64;
+            copy(logits, from, answer.rows + nth as u64 * row_bytes, row_bytes)
+        };
+        let with_logits = wanted.iter().enumerate().filter(|(_, w)| w.logits);
+        let copies = with_logits.enumerate().map(of_logits);
+        let picks = copy(picks, 0, answer.picks, answer.picked as u64 * 8);
+        scripter.finish(std::iter::once(picks).filter(|c| c.bytes > 0).chain(copies))
     }
 
     fn write_stream(&self, input: &[f32]) {
@@ -260,18 +280,40 @@ impl Executable for GpuExecutable {
             Some(_) => wanted.iter().filter(|w| w.logits).count(),
             None => rows.len(),
         };
-        let mut answer = Answer { picks: 0, rows: wanted.len() as u64 * 8 };
+        let mut answer = Answer { picks: 0, picked: 0, rows: wanted.len() as u64 * 8 };
         let total = answer.rows + (answers * row_bytes) as u64;
-        self.readback.reserve(&self.stage.context, total)?;
-        let mut submissions = Vec::new();
+        let context = Arc::clone(&self.stage.context);
         let capacity = self.stage.bounds.capacity;
+        // Whatever the rows, a pass copies at most this.
+        let most = (capacity * 8.max(stride * 4)) as u64;
+        if self.readback.reserve(&context, total.max(most))? {
+            self.rehearsal.clear();
+        }
+        if rows.len() <= capacity && wanted.iter().all(|w| !w.logits) {
+            let input = input.as_ref().map(|i| i.data.as_slice());
+            let extent = self.write_pass(batch, (&rows, input), (0, &wanted));
+            let head = self.stage.vocabulary.is_some();
+            let begin = if head { 0 } else { answer.rows };
+            let answer = Answer { picks: 0, picked: extent.head_rows, rows: begin };
+            let mut rehearsal = std::mem::take(&mut self.rehearsal);
+            let write = || self.script(extent, (extent.rows, &[]), answer);
+            let submitted = rehearsal.submit(&context, Key::Pass(extent), write);
+            self.rehearsal = rehearsal;
+            let submission = submitted?;
+            let words = self.answer(vec![submission], total)?;
+            return Ok(self.output(batch, &wanted, &words));
+        }
+        let mut submissions = Vec::new();
         for (pass, rows) in rows.chunks(capacity).enumerate() {
             let first = pass * capacity;
             let begin = wanted.partition_point(|w| w.row < first);
             let end = wanted.partition_point(|w| w.row < first + rows.len());
             let wanted = &wanted[begin..end];
             let input = input.as_ref().map(|i| &i.data[first * width..][..rows.len() * width]);
-            submissions.push(self.submit_pass(batch, (rows, input), (first, wanted), answer)?);
+            let extent = self.write_pass(batch, (rows, input), (first, wanted));
+            answer.picked = wanted.len();
+            let script = self.script(extent, (rows.len(), wanted), answer);
+            submissions.push(script.submit(&context, Vec::new())?);
             let answers = match self.stage.vocabulary {
                 Some(_) => wanted.iter().filter(|w| w.logits).count(),
                 None => rows.len(),
@@ -279,13 +321,8 @@ impl Executable for GpuExecutable {
             answer.picks += wanted.len() as u64 * 8;
             answer.rows += (answers * row_bytes) as u64;
         }
-        let words = self.readback.read(&self.stage.context, submissions, total)?;
-        if self.stage.vocabulary.is_some() {
-            return Ok(Output::Picked(self.picked(batch, &wanted, &words)));
-        }
-        let floats: &[f32] = bytemuck::cast_slice(&words);
-        let data = floats.chunks_exact(stride).flat_map(|row| &row[..width]).copied().collect();
-        Ok(Output::Activations(Activations { cols: width, data }))
+        let words = self.readback.read(&context, submissions, total, || Ok(Ahead::Done))?;
+        Ok(self.output(batch, &wanted, &words))
     }
 
     fn draft(&mut self, batch: &DraftBatch) -> Result<Vec<Vec<Pick>>, DeviceError> {
@@ -323,6 +360,28 @@ impl Executable for GpuExecutable {
 }
 
 impl GpuExecutable {
+    /// Waits for what was submitted last, encoding its next time meanwhile, and reads the first `bytes` of its answer.
+    fn answer(
+        &mut self,
+        submissions: Vec<wgpu::SubmissionIndex>,
+        bytes: u64,
+    ) -> Result<Vec<u32>, DeviceError> {
+        let context = &self.stage.context;
+        let rehearsal = &mut self.rehearsal;
+        self.readback.read(context, submissions, bytes, || rehearsal.encode_ahead(context))
+    }
+
+    /// What `words` say: of a stage with the head, the picks, then the logits; else activations.
+    fn output(&mut self, batch: &Batch, wanted: &[Wanted], words: &[u32]) -> Output {
+        if self.stage.vocabulary.is_some() {
+            return Output::Picked(self.picked(batch, wanted, words));
+        }
+        let (width, stride) = (self.stage.width, self.stage.stream_stride);
+        let floats: &[f32] = bytemuck::cast_slice(words);
+        let data = floats.chunks_exact(stride).flat_map(|row| &row[..width]).copied().collect();
+        Output::Activations(Activations { cols: width, data })
+    }
+
     fn check_input(&self, batch: &Batch, input: Option<&Activations>) {
         match input {
             Some(input) => {
@@ -353,18 +412,22 @@ impl GpuExecutable {
         let count = order.len();
         let bytes = (steps * count * 8) as u64;
         let context = Arc::clone(&self.stage.context);
-        self.readback.reserve(&context, bytes)?;
-        let mut recorder = Recorder::new(&context);
-        recorder.record(&self.stage, Pass::DraftFirst, (rows, count))?;
-        for step in 1..steps {
-            let live = order.iter().filter(|&&i| steps_of(i) > step).count();
-            recorder.record(&self.stage, Pass::DraftNext, (live, live))?;
+        if self.readback.reserve(&context, (self.stage.bounds.picks() * 8) as u64)? {
+            self.rehearsal.clear();
         }
-        let picks = self.stage.buffers.picks.as_ref().expect("a whole model has picks");
-        let to = &self.readback.buffer;
-        let submission =
-            recorder.submit(|encoder| encoder.copy_buffer_to_buffer(picks, 0, to, 0, bytes))?;
-        let words = self.readback.read(&context, vec![submission], bytes)?;
+        let end = |(segment, &i): (&Segment, &usize)| {
+            segment.base as usize + segment.tokens.len() + steps_of(i) - 1
+        };
+        let positions = batch.segments.iter().zip(&order).map(end).max().unwrap_or(0);
+        let first = Extent::new(&self.stage, (rows, count), positions);
+        let live = |step| order.iter().filter(|&&i| steps_of(i) > step).count();
+        let later: Vec<_> = (1..steps).map(live).collect();
+        let mut rehearsal = std::mem::take(&mut self.rehearsal);
+        let key = Key::Draft(first, later.clone());
+        let write = || self.draft_script(first, &later, positions);
+        let submitted = rehearsal.submit(&context, key, write);
+        self.rehearsal = rehearsal;
+        let words = self.answer(vec![submitted?], bytes)?;
         let picks: &[[u32; 2]] = bytemuck::cast_slice(&words);
         let mut drafted = vec![Vec::new(); count];
         for (n, &i) in order.iter().enumerate() {
@@ -375,6 +438,21 @@ impl GpuExecutable {
             drafted[i] = kept;
         }
         Ok(drafted)
+    }
+
+    /// A draft: the pass `first`, then one for each of the rows of `later`.
+    fn draft_script(&self, first: Extent, later: &[usize], positions: usize) -> Script {
+        let Stage { context, buffers, bounds, .. } = &self.stage;
+        let mut scripter = Scripter::new(&context.tuning);
+        scripter.pass(&self.stage, Pass::DraftFirst, first);
+        for &live in later {
+            let extent = Extent::new(&self.stage, (live, live), positions);
+            scripter.pass(&self.stage, Pass::DraftNext, extent);
+        }
+        let bytes = ((later.len() + 1) * first.head_rows).min(bounds.picks()) as u64 * 8;
+        let from = buffers.picks.clone().expect("a whole model has picks");
+        let to = self.readback.buffer.clone();
+        scripter.finish([Copy { from, from_offset: 0, to, to_offset: 0, bytes }])
     }
 
     /// Writes both regions of the state; returns the rows of the first pass. `steps` is of a segment of `batch`.
@@ -435,22 +513,30 @@ impl Readback {
         Ok(Self { buffer })
     }
 
-    /// Grows to `bytes`.
-    fn reserve(&mut self, context: &Context, bytes: u64) -> Result<(), DeviceError> {
-        if bytes > self.buffer.size() {
+    /// Grows to `bytes`; says whether the buffer is another one now.
+    fn reserve(&mut self, context: &Context, bytes: u64) -> Result<bool, DeviceError> {
+        let grows = bytes > self.buffer.size();
+        if grows {
             *self = Self::new(context, bytes.next_power_of_two())?;
         }
-        Ok(())
+        Ok(grows)
     }
 
-    /// Waits for `submissions`, in order, and copies the first `bytes` out, a multiple of 4.
+    /// Waits for `submissions`, in order, and copies the first `bytes` out, a multiple of 4. While the device works, it
+    /// does what there is to do in `meanwhile`, little by little.
     fn read(
         &self,
         context: &Context,
         submissions: Vec<wgpu::SubmissionIndex>,
         bytes: u64,
+        mut meanwhile: impl FnMut() -> Result<Ahead, DeviceError>,
     ) -> Result<Vec<u32>, DeviceError> {
+        let mut work = || -> Result<(), DeviceError> {
+            while !context.is_idle()? && meanwhile()? == Ahead::More {}
+            Ok(())
+        };
         if bytes == 0 {
+            work()?;
             return submissions.into_iter().try_for_each(|s| context.wait(s)).map(|()| Vec::new());
         }
         let slice = self.buffer.slice(..bytes);
@@ -459,6 +545,7 @@ impl Readback {
             // The receiver outlives the wait below; if the wait failed, nobody asks any more.
             let _ = sender.send(result);
         });
+        work()?;
         for submission in submissions {
             context.wait(submission)?;
         }

@@ -11,8 +11,8 @@ use super::GpuDevice;
 use super::context::{Context, Doing};
 use super::kernels::{Bind, Shader, Writer};
 use super::pipelines::Pipelines;
-use super::record::Recorder;
-use super::stage::{Stage, Step};
+use super::record::Scripter;
+use super::stage::{Reach, Stage, Step};
 use crate::DeviceError;
 use crate::batch::{Batch, DraftBatch, DraftSegment, Segment, SequenceId, Want};
 use crate::device::{Executable, SlotLimits};
@@ -120,9 +120,11 @@ impl Probe {
                 pass.dispatch_workgroups(self.groups, 1, 1);
             }
         }
-        let Some((from, to)) = copy else { return context.wait(context.submit(encoder)?) };
+        let Some((from, to)) = copy else {
+            return context.wait(context.submit(vec![context.finish(encoder)?])?);
+        };
         encoder.copy_buffer_to_buffer(from, 0, to, 0, 64);
-        let submission = context.submit(encoder)?;
+        let submission = context.submit(vec![context.finish(encoder)?])?;
         to.slice(..).map_async(wgpu::MapMode::Read, |_| {});
         context.wait(submission)?;
         let view = to.slice(..).get_mapped_range().map_err(|e| context.lost(e.to_string()))?;
@@ -257,15 +259,18 @@ pub fn kernels(
     let stage = Stage::build(context, subgraph, limits)?;
     let time = |step: &Step, state: &wgpu::BindGroup| {
         let run = |count: u32| {
-            let mut recorder = Recorder::new(context);
-            recorder.bind_state(state);
-            (0..count).try_for_each(|_| recorder.dispatch(step, rows))?;
-            context.wait_for_compiler(recorder.submit(|_| {})?)
+            let mut scripter = Scripter::new(&context.tuning);
+            scripter.bind_state(state);
+            (0..count).for_each(|_| scripter.dispatch(step, (rows, 1)));
+            let script = scripter.finish([]);
+            context.wait_for_compiler(script.submit(context, Vec::new())?)
         };
         let (one, many) = (timer.least(|| run(1))?, timer.least(|| run(1 + RUNS))?);
         Ok(KernelTime { label: step.label, time: many.saturating_sub(one) / RUNS })
     };
     let (first, both) = (&stage.buffers.first, &stage.buffers.both);
-    let body = stage.steps.body.iter().chain(&stage.steps.head).map(|step| time(step, first));
+    let near = |step: &&Step| matches!(step.reach, Reach::Any | Reach::Near);
+    let body = stage.steps.body.iter().filter(near).chain(&stage.steps.head);
+    let body = body.map(|step| time(step, first));
     body.chain(stage.steps.merge.first().map(|step| time(step, both))).collect()
 }

@@ -18,6 +18,7 @@ pub mod measure;
 mod pack;
 mod pipelines;
 mod record;
+mod rehearsal;
 mod stage;
 mod state;
 #[cfg(test)]

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use super::context::{Context, Doing};
 use super::kernels::{
-    Attend, Bind, CacheShape, Embed, EmbedSource, Epilogue, Feed, Gather, Lanes, MatMul,
-    Norm as NormParts, PickBest, PickMerge, Shader,
+    Attend, Bind, CacheShape, Embed, EmbedSource, Epilogue, Feed, Gather, JoinSpans, Lanes, MatMul,
+    Norm as NormParts, PickBest, PickMerge, Shader, Spans,
 };
 use super::lower::{Block, Stack};
 use super::pack::{Layout, Matrix};
@@ -19,12 +19,22 @@ use crate::DeviceError;
 use crate::device::{MemoryUse, SlotLimits};
 use crate::graph::{Norm, RopeStyle, Subgraph, Weight, WeightError, WeightId};
 
-/// Most steps of one draft submission.
-pub(super) const DRAFT_STEPS_MAX: usize = 32;
+/// The passes that a kernel belongs to, by the most positions of a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reach {
+    Any,
+    /// Attention within one span.
+    Near,
+    /// Attention by spans, each a workgroup along z.
+    Spans,
+    /// What joins them.
+    Far,
+}
 
 /// A kernel with its bindings, for each row count that it is compiled for.
 pub(super) struct Step {
     pub(super) label: &'static str,
+    pub(super) reach: Reach,
     /// By the logarithm of the rows of a workgroup: one entry, or four for 1, 2, 4 and 8 rows.
     pub(super) variants: Vec<(Pipeline, u32)>,
     pub(super) bindings: wgpu::BindGroup,
@@ -63,6 +73,8 @@ pub(super) struct Stage {
     /// Floats in a row of the logits, and tokens; where the stage has the head.
     pub(super) logits_stride: usize,
     pub(super) vocabulary: Option<usize>,
+    /// Positions that attention takes at once, where sequences may be longer.
+    pub(super) span: Option<u32>,
     pub(super) steps: Steps,
     pub(super) buffers: Buffers,
     pub(super) memory: MemoryUse,
@@ -99,6 +111,9 @@ struct Sizes {
     /// 4-vectors in a row of attention's output, and of the widest feed-forward layer.
     attended: u32,
     hidden: u32,
+    heads: u32,
+    /// The shares of attention, where sequences may be longer than one.
+    spans: Option<Spans>,
 }
 
 /// What a matrix kernel does besides its product.
@@ -140,6 +155,8 @@ struct Scratch {
     squares: Resource,
     queries: wgpu::Buffer,
     attended: Resource,
+    /// Where sequences may be longer than a span.
+    shares: Option<wgpu::Buffer>,
     hidden: Resource,
     turns: wgpu::Buffer,
 }
@@ -149,6 +166,7 @@ impl Sizes {
         let capacity = context.tuning.pass_rows.min(limits.rows_max).next_multiple_of(16);
         let vectors = |columns: usize| (columns.next_multiple_of(32) / 4) as u32;
         let cache = stack.cache(limits);
+        let span = context.tuning.attention_span;
         let query_width = stack.blocks[0].heads as u32 * cache.head_dim;
         let ffn = stack.blocks.iter().map(|b| stack.weight(b.down).cols).max();
         let tokens = stack.table.map(|t| stack.weight(t).rows);
@@ -166,6 +184,9 @@ impl Sizes {
             query_width,
             attended: vectors(query_width as usize),
             hidden: vectors(ffn.unwrap_or(0)),
+            heads: stack.blocks[0].heads as u32,
+            spans: (cache.positions > span)
+                .then(|| Spans { span, count: cache.positions.div_ceil(span) }),
         }
     }
 
@@ -178,10 +199,16 @@ impl Sizes {
         u64::from(self.cache.positions) * u64::from(self.cache.head_dim) * 4
     }
 
+    /// Bytes of the shares of attention.
+    fn shares(&self) -> u64 {
+        let words = self.spans.map_or(0, |spans| spans.words(self.cache.head_dim));
+        self.bounds.capacity as u64 * u64::from(self.heads) * u64::from(words) * 8
+    }
+
     fn scratch_bytes(&self) -> u64 {
         let all =
             2 * self.stream + self.squares + self.query_width / 4 + self.attended + self.hidden;
-        self.rows(all) + self.turns()
+        self.rows(all) + self.turns() + self.shares()
     }
 }
 
@@ -230,6 +257,7 @@ impl Stage {
             stream_stride: sizes.stream as usize * 4,
             logits_stride,
             vocabulary: stack.vocabulary(),
+            span: sizes.spans.map(|spans| spans.span),
             steps: builder.steps,
             buffers,
             memory,
@@ -247,13 +275,6 @@ impl Stage {
     /// Whether it is tokens in, picks out.
     pub(super) fn is_whole_model(&self) -> bool {
         self.reads_tokens() && self.vocabulary.is_some()
-    }
-}
-
-impl Sizes {
-    /// Picks that a submission may answer with.
-    fn picks_max(&self) -> usize {
-        self.bounds.capacity.max(DRAFT_STEPS_MAX * self.bounds.slots.min(self.bounds.capacity))
     }
 }
 
@@ -298,6 +319,10 @@ impl Scratch {
             squares,
             queries: make("queries", sizes.query_width / 4)?,
             attended: vectors("attended", sizes.attended)?,
+            shares: match sizes.spans {
+                Some(_) => Some(buffer(context, "shares", sizes.shares())?),
+                None => None,
+            },
             hidden: vectors("hidden", sizes.hidden)?,
             turns: filled(context, "turns", &turns(stack, sizes))?,
         })
@@ -449,7 +474,12 @@ impl Builder<'_> {
             resources.extend([scaled, squares].map(Resource::binding));
             let bindings = self.pipelines.bind(&shader.binds, resources)?;
             let variants = vec![(self.pipelines.compile(&shader)?, kernel.groups())];
-            self.steps.body.push(Step { label: shader.label, variants, bindings });
+            self.steps.body.push(Step {
+                label: shader.label,
+                reach: Reach::Any,
+                variants,
+                bindings,
+            });
         }
         Ok(())
     }
@@ -484,25 +514,55 @@ impl Builder<'_> {
         let steps = self.project(&projection, &parts, &scaled, &tail)?;
         self.steps.body.extend(steps);
 
+        self.attend(heads as u32, &caches)?;
+        self.residual(block.output, &attended, (self.sizes.attended, Some(block.ffn_norm)))
+    }
+
+    /// Attention within one span, and, where sequences can be longer, by spans.
+    fn attend(&mut self, heads: u32, caches: &wgpu::Buffer) -> Result<(), DeviceError> {
         let tuning = &self.context.tuning;
-        let kernel = Attend {
-            heads: heads as u32,
-            cache,
-            stride: self.sizes.attended,
-            backing: tuning.backing,
+        let Scratch { queries, attended, shares, .. } = self.scratch.clone();
+        let (stride, chunk) = (self.sizes.attended, self.chunk_of(self.sizes.attended));
+        let backing = tuning.backing;
+        let near = Attend {
+            heads,
+            cache: self.sizes.cache,
+            stride,
+            backing,
             lanes: Lanes::narrow(tuning),
             subgroups: tuning.attention_subgroups,
-            chunk: self.chunk_of(self.sizes.attended),
+            chunk,
+            spans: None,
         };
-        let shader = kernel.shader();
-        let mut resources =
-            [&queries, &caches, &caches].map(wgpu::Buffer::as_entire_binding).to_vec();
-        resources.push(attended.binding());
-        let bindings = self.pipelines.bind(&shader.binds, resources)?;
-        let variants = vec![(self.pipelines.compile(&shader)?, heads as u32)];
-        self.steps.body.push(Step { label: shader.label, variants, bindings });
+        let lanes = near.lanes.count;
+        let inputs = [&queries, caches, caches].map(wgpu::Buffer::as_entire_binding);
+        let of = |last| inputs.iter().cloned().chain([last]).collect::<Vec<_>>();
+        let step = self.attention_step(&near.shader(), heads, of(attended.binding()))?;
+        self.steps.body.push(Step { reach: Reach::Near, ..step });
+        let (Some(shares), Some(spans)) = (shares, self.sizes.spans) else {
+            self.steps.body.last_mut().expect("it was pushed above").reach = Reach::Any;
+            return Ok(());
+        };
+        let parts = Attend { spans: Some(spans), ..near };
+        let step = self.attention_step(&parts.shader(), heads, of(shares.as_entire_binding()))?;
+        self.steps.body.push(Step { reach: Reach::Spans, ..step });
+        let head_dim = self.sizes.cache.head_dim;
+        let join = JoinSpans { heads, head_dim, spans, stride, chunk, backing, lanes };
+        let resources = vec![shares.as_entire_binding(), attended.binding()];
+        let step = self.attention_step(&join.shader(), heads, resources)?;
+        self.steps.body.push(Step { reach: Reach::Far, ..step });
+        Ok(())
+    }
 
-        self.residual(block.output, &attended, (self.sizes.attended, Some(block.ffn_norm)))
+    fn attention_step(
+        &mut self,
+        shader: &Shader,
+        heads: u32,
+        resources: Vec<wgpu::BindingResource<'_>>,
+    ) -> Result<Step, DeviceError> {
+        let bindings = self.pipelines.bind(&shader.binds, resources)?;
+        let variants = vec![(self.pipelines.compile(shader)?, heads)];
+        Ok(Step { label: shader.label, reach: Reach::Any, variants, bindings })
     }
 
     fn feed_forward(&mut self, layer: usize, block: &Block) -> Result<(), DeviceError> {
@@ -575,7 +635,7 @@ impl Builder<'_> {
         let bests = buffer(self.context, "bests", self.sizes.rows(2 * best.spans()))?;
         let step = self.simple(&best.shader(), best.spans(), &[&logits, &bests])?;
         self.steps.head.push(step);
-        let picks = buffer(self.context, "picks", self.sizes.picks_max() as u64 * 8)?;
+        let picks = buffer(self.context, "picks", (bounds.picks() as u64 + 1) * 8)?;
         let second = bounds.region() as u32;
         for feed in [Feed::Answer, Feed::FirstOf { second }, Feed::NextOf { second }] {
             let merge = PickMerge { spans: best.spans(), capacity, lanes, feed };
@@ -594,7 +654,7 @@ impl Builder<'_> {
         let resources = buffers.iter().map(|b| b.as_entire_binding()).collect();
         let bindings = self.pipelines.bind(&shader.binds, resources)?;
         let variants = vec![(self.pipelines.compile(shader)?, groups)];
-        Ok(Step { label: shader.label, variants, bindings })
+        Ok(Step { label: shader.label, reach: Reach::Any, variants, bindings })
     }
 
     /// The steps of `projection`, one for each part of its matrix, each for every row count.
@@ -619,7 +679,8 @@ impl Builder<'_> {
                 .chain(part.bindings())
                 .chain(tail.iter().map(Resource::binding))
                 .collect();
-            steps.push(Step { label, variants, bindings: self.pipelines.bind(&binds, resources)? });
+            let bindings = self.pipelines.bind(&binds, resources)?;
+            steps.push(Step { label, reach: Reach::Any, variants, bindings });
         }
         Ok(steps)
     }

@@ -6,6 +6,9 @@
 
 use crate::Sampling;
 
+/// Most steps of one draft submission.
+pub(super) const DRAFT_STEPS_MAX: usize = 32;
+
 /// Bounds of the words of a row.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct StateBounds {
@@ -18,6 +21,11 @@ pub(super) struct StateBounds {
 }
 
 impl StateBounds {
+    /// Picks that a submission may answer with. One more place takes those that nobody asked for.
+    pub(super) fn picks(&self) -> usize {
+        self.capacity.max(DRAFT_STEPS_MAX * self.slots.min(self.capacity))
+    }
+
     /// 4-vectors of a region: a row is one, a wanted row two.
     pub(super) fn region(&self) -> usize {
         3 * self.capacity
@@ -57,8 +65,13 @@ pub(super) struct State {
 }
 
 impl State {
+    /// Rows that compute nothing that lasts.
     pub(super) fn new(bounds: StateBounds) -> Self {
-        Self { bounds, words: vec![[0; 4]; bounds.region()] }
+        let mut words = vec![[0; 4]; bounds.region()];
+        for index in 0..bounds.capacity {
+            words[bounds.capacity + 2 * index + 1][0] = bounds.picks() as u32;
+        }
+        Self { bounds, words }
     }
 
     /// Writes row `index`.

@@ -120,7 +120,7 @@ fn every_tuning_agrees_with_the_reference() {
             spin: Duration::from_millis(1),
             ..base.clone()
         },
-        Tuning { chunk: 8, pick_span: 32, ..base.clone() },
+        Tuning { chunk: 8, pick_span: 32, attention_span: 16, ..base.clone() },
         Tuning { chunk: 16, part_tiles: 6, pass_rows: 16, ..base.clone() },
     ];
     let formats = [WeightFormat::Q8_0, WeightFormat::Q4_0, WeightFormat::Q4_1, WeightFormat::F16];
@@ -132,6 +132,34 @@ fn every_tuning_agrees_with_the_reference() {
             let subgraph = whole(&synthetic::tiny(1), format);
             agrees(&mut device, &subgraph, 1e-3, &format!("{format} {what}"));
         }
+    }
+}
+
+/// A row's bits are the same whether the rows beside it reach over one span of positions or over many.
+#[test]
+fn long_sequences_are_shared_between_workgroups_to_the_same_bits() {
+    let Some(device) = open(GpuOptions::default()) else { return };
+    let base = device.tuning().clone();
+    for subgroups in [1, if base.subgroup.is_some() { 2 } else { 1 }] {
+        let tuning = Tuning { attention_span: 24, attention_subgroups: subgroups, ..base.clone() };
+        let mut device =
+            open(GpuOptions { tuning: Some(tuning), ..GpuOptions::default() }).unwrap();
+        let subgraph = whole(&synthetic::tiny(2), WeightFormat::F16);
+        agrees(&mut device, &subgraph, 1e-3, "spans of 24");
+        let mut gpu = device.prepare(&subgraph, LIMITS).unwrap();
+        let tokens = text(60, 5);
+        let alone: Vec<_> = (0..20)
+            .flat_map(|i| {
+                picked(&mut *gpu, &one(1, i, &tokens[i as usize..][..1], Want::Logits(1))).logits
+            })
+            .collect();
+        picked(&mut *gpu, &one(2, 0, &tokens[..59], Want::Nothing));
+        let segments = vec![
+            segment(3, 0, &tokens[..20], Want::Logits(20)),
+            segment(2, 59, &tokens[59..], Want::Logits(1)),
+        ];
+        let together = picked(&mut *gpu, &Batch { segments }).logits;
+        assert_eq!(together[..alone.len()], alone, "{subgroups} subgroups");
     }
 }
 

@@ -51,6 +51,8 @@ pub struct Tuning {
     pub unroll: [u32; 4],
     /// Subgroups that share the positions of one attention head; 1 without subgroups.
     pub attention_subgroups: u32,
+    /// Positions of one workgroup of attention: rows with more are shared between several.
+    pub attention_span: u32,
     /// Logits that one workgroup looks through for its best: a multiple of 4 lanes.
     pub pick_span: u32,
     /// Most rows of one submission; longer batches are split.
@@ -81,6 +83,7 @@ impl Tuning {
                 sums: Sums::Whole,
                 unroll: [1; 4],
                 attention_subgroups: 1,
+                attention_span: 1024,
                 pick_span: 4096,
                 pass_rows: 64,
                 submit_dispatches: usize::MAX,
@@ -95,10 +98,11 @@ impl Tuning {
                 lanes,
                 lanes_max: lanes.max(128),
                 tiles: [1, 1, 1, 1],
-                chunk: 32,
+                chunk: 8,
                 sums: if subgroup.is_some() { Sums::Halves } else { Sums::Whole },
                 unroll: [8; 4],
                 attention_subgroups: if subgroup.is_some() { (128 / lanes).clamp(1, 8) } else { 1 },
+                attention_span: 512,
                 pick_span: 1024,
                 pass_rows: 64,
                 submit_dispatches: 24,
@@ -178,6 +182,9 @@ impl Tuning {
         }
         if self.attention_subgroups == 0 || (subgroup.is_none() && self.attention_subgroups != 1) {
             return Err("attention needs one subgroup, or subgroup operations".into());
+        }
+        if self.attention_span == 0 {
+            return Err("attention needs a position at a time".into());
         }
         if self.pick_span == 0 || !self.pick_span.is_multiple_of(4) || self.pass_rows == 0 {
             return Err("a span must be a multiple of 4, a pass at least a row".into());

@@ -227,7 +227,7 @@ fn texture(
     };
     let source = wgpu::TexelCopyBufferInfo { buffer: staged, layout };
     encoder.copy_buffer_to_texture(source, texture.as_image_copy(), size);
-    let copied = context.submit(encoder)?;
+    let copied = context.submit(vec![context.finish(encoder)?])?;
     context.wait(copied)?;
     Ok(texture.create_view(&Default::default()))
 }

@@ -1,8 +1,9 @@
 //! Causal attention of one query head of one row over its sequence's cache, with an online softmax.
 //!
 //! The lanes of a subgroup take one position each for the scores, then share out the elements of a head for the
-//! weighted sum of the values. Several subgroups share the positions in turns and join at the end. *Invariant:* the
-//! order of operations depends on the row's position alone.
+//! weighted sum of the values. Several subgroups share the positions in turns and join at the end. Where some row's
+//! positions are more than a span, spans are workgroups of their own, and a second kernel joins them. *Invariant:* the
+//! order of operations depends on the row's position alone: a row within one span gets the same bits either way.
 
 use super::{Bind, CacheShape, Join, Lanes, Rows, Shader, Writer};
 use crate::gpu::tuning::Backing;
@@ -21,13 +22,31 @@ pub(in crate::gpu) struct Attend {
     pub(in crate::gpu) subgroups: u32,
     /// Columns of a chunk of the matrix that reads the output.
     pub(in crate::gpu) chunk: usize,
+    /// Where positions are shared between workgroups: along z of the grid, by spans.
+    pub(in crate::gpu) spans: Option<Spans>,
+}
+
+/// Shares of the positions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::gpu) struct Spans {
+    /// Positions of a share.
+    pub(in crate::gpu) span: u32,
+    /// Most shares.
+    pub(in crate::gpu) count: u32,
+}
+
+impl Spans {
+    /// 64-bit words that all shares of a head take for one row: of each its largest score and sum, then its elements.
+    pub(in crate::gpu) fn words(&self, head_dim: u32) -> u32 {
+        self.count * (head_dim / 2 + 1)
+    }
 }
 
 /// The logarithm's base change: softmax through powers of two.
 const LOG2_E: f32 = std::f32::consts::LOG2_E;
 
 impl Attend {
-    /// Bindings: queries, keys, values (both the cache), attended. The grid is heads by rows.
+    /// Bindings: queries, keys, values (both the cache), then attended, or the shares. The grid is heads by rows by shares.
     pub(in crate::gpu) fn shader(&self) -> Shader {
         let CacheShape { positions, kv_heads, head_dim, .. } = self.cache;
         let mut w = Writer::new("attend", Bind::Read);
@@ -35,11 +54,22 @@ impl Attend {
         w.read("queries", "vec4<f32>");
         w.read("keys", "vec4<u32>");
         w.read("values", word_type(share));
-        w.rows_out("attended", Rows::vectors(self.backing, self.stride, self.chunk));
+        match self.spans {
+            None => w.rows_out("attended", Rows::vectors(self.backing, self.stride, self.chunk)),
+            Some(_) => w.write("shares", "vec2<f32>"),
+        }
         let half = self.cache.half_slot_words();
         let (lane, turn) = if self.subgroups > 1 { ("sub_lane", "sub_id") } else { ("lane", "0u") };
         w.line("let at = state[group.y];");
-        w.line("let count = select(0u, at.y + 1u, at.w != 0u);");
+        w.line("let whole = select(0u, at.y + 1u, at.w != 0u);");
+        match self.spans {
+            None => w.line("let begin = 0u;\nlet count = whole;"),
+            Some(Spans { span, .. }) => {
+                w.line(format!(
+                    "let begin = group.z * {span}u;\nlet count = min(whole, begin + {span}u);"
+                ));
+            }
+        }
         w.line(format!("let kv = group.x / {}u;", self.heads / kv_heads));
         w.line(format!("let key = at.x * {}u + kv * {}u;", 2 * half, head_dim / 8 * positions));
         w.line(format!(
@@ -61,7 +91,7 @@ impl Attend {
             w.line(format!("var o_{i} = vec2<f32>(0.0);"));
         }
         let (width, all) = (self.lanes.count, self.lanes.count * self.subgroups);
-        w.line(format!("for (var g = {turn} * {width}u; g < count; g += {all}u) {{"));
+        w.line(format!("for (var g = begin + {turn} * {width}u; g < count; g += {all}u) {{"));
         self.score(&mut w, lane);
         self.weigh(&mut w, lane);
         w.line("}");
@@ -180,15 +210,77 @@ impl Attend {
         } else {
             w.line(format!("if ({owns} && count > 0u) {{"));
         }
-        w.line(format!(
-            "let to = (group.x * {words}u + min({lane} * {share}u, {}u)) / 2u;",
-            words - share
-        ));
-        for i in (0..share).step_by(2) {
-            let both = format!("vec4<f32>(o_{i}, o_{}) / sum", i + 1);
-            w.line(format!("put_attended(group.y, to + {}u, {both});", i / 2));
+        w.line(format!("let mine = min({lane} * {share}u, {}u);", words - share));
+        match self.spans {
+            None => {
+                w.line(format!("let to = (group.x * {words}u + mine) / 2u;"));
+                for i in (0..share).step_by(2) {
+                    let both = format!("vec4<f32>(o_{i}, o_{}) / sum", i + 1);
+                    w.line(format!("put_attended(group.y, to + {}u, {both});", i / 2));
+                }
+            }
+            Some(spans) => {
+                w.line(format!(
+                    "let to = (group.y * {}u + group.x) * {}u + group.z * {}u;",
+                    self.heads,
+                    spans.words(self.cache.head_dim),
+                    words + 1
+                ));
+                w.line("if (mine == 0u) { shares[to] = vec2<f32>(most, sum); }");
+                for i in 0..share {
+                    w.line(format!("shares[to + 1u + mine + {i}u] = o_{i};"));
+                }
+            }
         }
         w.line("}");
+    }
+}
+
+/// The kernel that joins the shares of a head. Its grid is heads by rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::gpu) struct JoinSpans {
+    pub(in crate::gpu) heads: u32,
+    pub(in crate::gpu) head_dim: u32,
+    pub(in crate::gpu) spans: Spans,
+    /// 4-vectors in a row of the output, and columns of a chunk of the matrix that reads it.
+    pub(in crate::gpu) stride: u32,
+    pub(in crate::gpu) chunk: usize,
+    pub(in crate::gpu) backing: Backing,
+    pub(in crate::gpu) lanes: u32,
+}
+
+impl JoinSpans {
+    /// Bindings: shares, attended.
+    pub(in crate::gpu) fn shader(&self) -> Shader {
+        let Self { heads, head_dim, spans, lanes, .. } = *self;
+        let mut w = Writer::new("attend join", Bind::Read);
+        w.read("shares", "vec2<f32>");
+        w.rows_out("attended", Rows::vectors(self.backing, self.stride, self.chunk));
+        let (words, units) = (head_dim / 2 + 1, head_dim / 4);
+        w.line("let at = state[group.y];");
+        w.line("let whole = select(0u, at.y + 1u, at.w != 0u);");
+        w.line(format!("let count = (whole + {}u) / {}u;", spans.span - 1, spans.span));
+        w.line(format!("let origin = (group.y * {heads}u + group.x) * {}u;", spans.words(head_dim)));
+        w.line("var most = -3.0e38;");
+        w.line(format!(
+            "for (var s = 0u; s < count; s += 1u) {{ most = max(most, shares[origin + s * {words}u].x); }}"
+        ));
+        w.line(format!("for (var u = lane; u < {units}u; u += {lanes}u) {{"));
+        w.line("var sum = 0.0;\nvar out = vec4<f32>(0.0);");
+        w.line("for (var s = 0u; s < count; s += 1u) {");
+        w.line(format!("let part = origin + s * {words}u;"));
+        w.line("let top = shares[part];");
+        // One share alone stays as it is, also where a driver's exp2(0) is not quite 1.
+        w.line("let f = select(exp2(top.x - most), 1.0, top.x == most);");
+        w.line("sum = fma(top.y, f, sum);");
+        w.line("let own = vec4<f32>(shares[part + 1u + 2u * u], shares[part + 2u + 2u * u]);");
+        w.line("out = fma(own, vec4<f32>(f), out);");
+        w.line("}");
+        w.line(format!(
+            "if (count > 0u) {{ put_attended(group.y, group.x * {units}u + u, out / sum); }}"
+        ));
+        w.line("}");
+        w.finish(lanes)
     }
 }
 

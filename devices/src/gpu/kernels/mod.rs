@@ -12,7 +12,7 @@ mod pick;
 
 use std::fmt::Write;
 
-pub(super) use attend::Attend;
+pub(super) use attend::{Attend, JoinSpans, Spans};
 pub(super) use embed::{Embed, EmbedSource};
 pub(super) use matmul::{Epilogue, Gather, MatMul, Norm};
 pub(super) use pick::{Feed, PickBest, PickMerge};
