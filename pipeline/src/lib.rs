@@ -8,6 +8,7 @@ pub mod lookup;
 pub mod model;
 pub mod pacing;
 pub mod pair;
+pub mod rehearsal;
 pub mod scheduler;
 pub mod shipped;
 pub mod speculator;

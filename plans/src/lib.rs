@@ -5,9 +5,10 @@
 //!
 //! *Invariant:* pure data and arithmetic. Nothing here knows a device, an actor or a clock.
 
+pub mod board;
 pub mod check;
-pub mod confidence;
-mod context;
+mod confidence;
+pub mod context;
 pub mod cost;
 pub mod defaults;
 pub mod diff;
@@ -17,11 +18,13 @@ pub mod machine;
 pub mod mode;
 pub mod plan;
 pub mod role;
+pub mod search;
 pub mod shipped;
 pub mod spec;
 pub mod swap;
 mod wording;
 
+pub use board::{Board, BoardError, shipped_boards};
 pub use confidence::{CONFIDENCE_BINS, CONFIDENCE_ENDS, confidence_bin};
 pub use context::{CacheLimits, HeadWeights, ModelShape, PlanContext, StageMemory};
 pub use cost::{
@@ -35,6 +38,7 @@ pub use machine::{Adapter, AdapterKind, Core, Machine};
 pub use mode::{DraftTokens, Mode, ModeKind};
 pub use plan::{PartitionPlan, Placement, PlanEpoch, PlanId, UnitKind, UnitSpec};
 pub use role::{ModelRole, StageId, UnitId};
+pub use search::{Candidate, Composition, Objective};
 pub use shipped::{ShippedPlan, shipped, shipped_plan};
 pub use spec::PlanSpec;
 pub use swap::{Caches, Proposal, Reason, Swap, SwapError, SwapReport};
