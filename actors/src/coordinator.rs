@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use actix::prelude::{Actor, AsyncContext, Context, Handler, MessageResult, Recipient, WrapFuture};
 use outrider_devices::SequenceId;
-use outrider_observability::{DiscardReason, PlanMetrics, RequestMetrics, SpeculationMetrics};
+use outrider_observability::{PlanMetrics, RequestMetrics, SpeculationMetrics};
 use outrider_pipeline::scheduler::{Action, Event, Scheduler, Takeover, Ticket};
 use outrider_plans::{Caches, ModelRole, PlanEpoch, UnitId};
 use tokio::sync::oneshot;
@@ -22,13 +22,14 @@ use crate::messages::{
     Remedy, Reroute, RoundDone, RoundOutcome, Route, RunDraft, RunStage, Snapshot, StopWarmUp,
     UnitError, UnitLost, UnitUnfit, WarmUp, WarmUpDone,
 };
+use crate::pace_meter::PaceMeter;
 use crate::request::Refusal;
 
 /// The actor.
 pub struct Coordinator {
     scheduler: Scheduler,
     ledger: Ledger,
-    speculation: SpeculationMetrics,
+    pace: PaceMeter,
     plans: PlanMetrics,
     epoch: PlanEpoch,
     target: Option<Arc<Route>>,
@@ -55,13 +56,13 @@ impl Coordinator {
         (speculation, plans): (SpeculationMetrics, PlanMetrics),
     ) -> Self {
         for role in [ModelRole::Target, ModelRole::Draft] {
-            let actions = scheduler.step(Event::Pause { role });
+            let actions = scheduler.step(0, Event::Pause { role });
             assert!(actions.is_empty(), "a scheduler without sequences has nothing to do");
         }
         Self {
             scheduler,
             ledger: Ledger::new(requests),
-            speculation,
+            pace: PaceMeter::new(speculation),
             plans,
             epoch: PlanEpoch(1),
             target: None,
@@ -83,7 +84,7 @@ impl Coordinator {
         let mut events = vec![event];
         while let Some(event) = events.pop() {
             // Units first: they compute while readers are told.
-            let mut actions = self.scheduler.step(event);
+            let mut actions = self.scheduler.step(self.pace.now_ns(), event);
             let for_units = |action: &Action| {
                 use Action::{Release, RunDraft, RunTarget, RunWarm};
                 matches!(
@@ -101,6 +102,7 @@ impl Coordinator {
             }
         }
         self.ledger.load(self.scheduler.running(), self.scheduler.waiting());
+        self.pace.show(self.scheduler.pacing());
         self.ledger.cache_usage(self.scheduler.cache_usage());
         refusal
     }
@@ -143,15 +145,14 @@ impl Coordinator {
                 }
             }
             Action::Emit { sequence, tokens, text, offered, accepted } => {
-                self.speculation.round(offered, accepted);
+                self.pace.round(offered, accepted);
                 if !self.ledger.text(sequence, text, tokens, now) {
                     return Applied::ReaderLeft(sequence);
                 }
             }
             Action::Finish { sequence, reason, statistics } => {
                 debug!(sequence = sequence.0, ?reason, ?statistics, "finished");
-                let discarded = u64::from(statistics.discarded);
-                self.speculation.discarded.add(DiscardReason::Diverged, discarded);
+                self.pace.finished(&statistics);
                 self.ledger.close(sequence, reason, statistics, now);
             }
             Action::Release { sequence } => {

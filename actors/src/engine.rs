@@ -12,19 +12,20 @@ use actix::prelude::{Actor, Addr, Arbiter, ArbiterHandle};
 use outrider_devices::{SequenceId, SlotLimits};
 use outrider_observability::{HttpMetrics, PlanMetrics, Registry, RejectionReason, RunningPlan};
 use outrider_pipeline::lookup::Ngrams;
+use outrider_pipeline::pacing::KnownTimes;
 use outrider_pipeline::scheduler::{
     Admission, GenerationParams, Prefixes, RoleLimits, Scheduler, SchedulerConfig, Units,
 };
 use outrider_pipeline::template::UnixSeconds;
 use outrider_pipeline::tokenizer::AddBos;
 use outrider_pipeline::{
-    Conversation, Detokenizer, DraftPolicy, GenerationPrompt, Message, SpecialTokens,
+    Conversation, Detokenizer, DraftPolicy, GenerationPrompt, Guarding, Message, SpecialTokens,
     TemplateError, Tokenizer, TokenizerError,
 };
 use outrider_plans::swap::Forecasted;
 use outrider_plans::{
-    CacheLimits, Mode, ModelRole, PartitionPlan, PlanContext, Proposal, Reason, StageId, SwapError,
-    SwapReport, UnitId,
+    CacheLimits, DraftTokens, Mode, ModelRole, PartitionPlan, PlanContext, Proposal, Reason,
+    StageId, SwapError, SwapReport, UnitId,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -156,6 +157,8 @@ pub struct EngineOptions {
     pub home: Home,
     /// When a unit that is lost again and again is given up.
     pub restart: RestartPolicy,
+    /// Whether plans with a fixed depth stop drafting while it makes them slower. (Those that say "auto" do.)
+    pub guarding: Guarding,
     /// Who is told of every job, if anybody is.
     pub timings: Option<TimingTap>,
 }
@@ -180,6 +183,7 @@ impl EngineOptions {
             workplace: Workplace::Threads,
             home: Home::Own,
             restart: RestartPolicy::default(),
+            guarding: Guarding::Off,
             timings: None,
         }
     }
@@ -198,9 +202,14 @@ impl Engine {
     /// Starts all actors and installs every stage. Runs inside an actix system.
     pub async fn start(options: EngineOptions) -> Result<Self, EngineError> {
         let EngineOptions { pair, plan, limits, registry, factories, restart, .. } = options;
-        let EngineOptions { context, memory_free, workplace, home, timings, .. } = options;
+        let EngineOptions { context, memory_free, workplace, home, timings, guarding, .. } =
+            options;
+        let rules: fn(&PartitionPlan) -> (DraftPolicy, Units) = match guarding {
+            Guarding::On => rules_with_guard,
+            Guarding::Off => rules_as_written,
+        };
         let positions_max = limits.context_of(&pair);
-        let scheduler = scheduler(&pair, &plan, limits, positions_max);
+        let scheduler = scheduler(&pair, (&plan, rules(&plan).0), limits, positions_max);
         let slots =
             SlotLimits { sequences_max: limits.parallel, positions_max, rows_max: ROWS_MAX };
         let stages: StageSource = {
@@ -462,12 +471,17 @@ impl Engine {
     }
 }
 
-fn scheduler(pair: &Pair, plan: &PartitionPlan, limits: EngineLimits, context: usize) -> Scheduler {
+fn scheduler(
+    pair: &Pair,
+    (plan, policy): (&PartitionPlan, DraftPolicy),
+    limits: EngineLimits,
+    context: usize,
+) -> Scheduler {
     let tokenizer = Arc::clone(pair.target.tokenizer());
     let vocabulary = pair.target.config().shape.vocabulary as u32;
     let end_of_text = pair.target.config().special.eos.iter().copied().collect();
     Scheduler::new(
-        frame(plan, (vocabulary, end_of_text), limits, context),
+        SchedulerConfig { policy, ..frame(plan, (vocabulary, end_of_text), limits, context) },
         Box::new(move || Box::new(Detokenizer::at_start(Arc::clone(&tokenizer)))),
     )
 }
@@ -482,7 +496,7 @@ pub fn frame(
 ) -> SchedulerConfig {
     let (vocabulary, end_of_text) = tokens;
     let role = RoleLimits { rows_max: ROWS_MAX as u32, positions_max: context as u32 };
-    let (policy, units) = rules(plan);
+    let (policy, units) = rules_as_written(plan);
     SchedulerConfig {
         sequences_max: limits.parallel,
         queue_max: limits.queue,
@@ -494,16 +508,26 @@ pub fn frame(
         end_of_text,
         policy,
         units,
+        known_times: KnownTimes::default(),
     }
 }
 
-/// The rules for drafting under a plan, and whether its models share units.
-fn rules(plan: &PartitionPlan) -> (DraftPolicy, Units) {
+/// The rules for drafting under a plan, with the guard for all that drafts, and whether its models share units.
+fn rules_with_guard(plan: &PartitionPlan) -> (DraftPolicy, Units) {
+    (policy(plan, Guarding::On), units(plan))
+}
+
+/// The same without the guard for a fixed depth.
+fn rules_as_written(plan: &PartitionPlan) -> (DraftPolicy, Units) {
+    (policy(plan, Guarding::Off), units(plan))
+}
+
+fn units(plan: &PartitionPlan) -> Units {
     let units_of = |role| -> BTreeSet<_> {
         plan.chain(role).into_iter().map(|placement| placement.unit.clone()).collect()
     };
     let apart = units_of(ModelRole::Target).is_disjoint(&units_of(ModelRole::Draft));
-    (policy(plan), if apart { Units::Separate } else { Units::Shared })
+    if apart { Units::Separate } else { Units::Shared }
 }
 
 /// A model's name as clients say it: the last part of its file's, without the format's ending.
@@ -520,8 +544,8 @@ fn served_name(name: &str) -> &str {
 }
 
 /// The plan's mode as rules for drafting.
-fn policy(plan: &PartitionPlan) -> DraftPolicy {
-    match plan.mode {
+fn policy(plan: &PartitionPlan, guarding: Guarding) -> DraftPolicy {
+    let policy = match plan.mode {
         Mode::Plain => DraftPolicy::plain(),
         Mode::Sequential { draft_tokens } => DraftPolicy::sequential(draft_tokens.most()),
         Mode::Overlap { draft_tokens, wait } => {
@@ -535,5 +559,10 @@ fn policy(plan: &PartitionPlan) -> DraftPolicy {
                 DraftPolicy::lookup(draft_tokens, ngrams)
             }
         }
+    };
+    match (plan.mode.depth(), guarding) {
+        (Some(DraftTokens::Auto), _) => policy.by_worth(),
+        (Some(DraftTokens::Fixed(_)), Guarding::On) => policy.guarded(),
+        _ => policy,
     }
 }

@@ -20,6 +20,7 @@ mod ledger;
 pub mod messages;
 pub mod meter;
 mod notify;
+mod pace_meter;
 pub mod pair;
 pub mod planner;
 pub mod request;

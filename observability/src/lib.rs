@@ -27,6 +27,6 @@ pub use overlap::OverlapMeter;
 pub use plan::{PlanMetrics, RunningPlan, SwapResult};
 pub use registry::{BuildInfo, Registry};
 pub use requests::{FailureReason, FinishedReason, RejectionReason, RequestMetrics};
-pub use speculation::{DiscardReason, SpeculationMetrics};
+pub use speculation::{DiscardReason, GuardLabel, GuardSwitch, SpeculationMetrics};
 pub use timeline::{SharedTimeline, Timeline, TimelineEvent};
 pub use units::{MemoryPurpose, UnitJob, UnitMetrics};

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use outrider_observability::catalogue::ALL;
 use outrider_observability::{
-    BuildInfo, DiscardReason, FailureReason, FinishedReason, GaugeGuard, HttpMethod, MemoryPurpose,
-    Registry, RejectionReason, RunningPlan, SwapResult, UnitJob,
+    BuildInfo, DiscardReason, FailureReason, FinishedReason, GaugeGuard, GuardLabel, GuardSwitch,
+    HttpMethod, MemoryPurpose, Registry, RejectionReason, RunningPlan, SwapResult, UnitJob,
 };
 use outrider_plans::{
     CacheLimits, HeadWeights, Machine, ModelRole, ModelShape, PlanContext, StageId, UnitId,
@@ -38,6 +38,10 @@ fn busy_registry() -> Registry {
     registry.speculation.round(4, 4);
     registry.speculation.round(0, 0);
     registry.speculation.discarded.add(DiscardReason::Diverged, 5);
+    registry.speculation.passes(4, 2);
+    registry.speculation.judged(13, 7, 6);
+    registry.speculation.guard(GuardLabel::Trial);
+    registry.speculation.guard_switches.increment(GuardSwitch::Off);
     let (cpu0, cpu1) = (UnitId::new("cpu0"), UnitId::new("cpu1"));
     let stage = |role, layer_end| StageId { role, layer_first: 0, layer_end };
     let mut target = registry.unit(&cpu0, UnitKind::Cpu);

@@ -23,6 +23,24 @@ pub enum DecodingMode {
     },
 }
 
+/// Who decides how long a draft is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pace {
+    /// The policy: `depth` tokens, whatever comes of them.
+    Fixed,
+    /// The stop rule: as many of `depth` as are worth their time (see [`crate::pacing`]).
+    Worth,
+}
+
+/// Whether drafting is switched off while it makes decoding slower.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Guarding {
+    /// It goes on, whatever it costs.
+    Off,
+    /// It is.
+    On,
+}
+
 /// A plan's rules for drafting.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct DraftPolicy {
@@ -31,6 +49,10 @@ pub struct DraftPolicy {
     /// Most drafted tokens in one pass of the target. An overlapped draft is at most a pass, its free check and
     /// another pass ahead.
     pub depth: u32,
+    /// Who decides how long a draft is.
+    pub pace: Pace,
+    /// Whether drafting stops while it does not pay.
+    pub guarding: Guarding,
     /// The draft stops before a token that it holds less likely than this; 0 never stops it.
     pub probability_min: f32,
     /// Where earlier text holds a continuation, it is drafted without asking the draft model. Required by
@@ -46,14 +68,21 @@ pub enum Speculation {
     Plan,
     /// None.
     Off,
-    /// As the plan says, but with this depth. A plan without drafts stays without; 0 is off.
+    /// As the plan says, but with exactly this depth. A plan without drafts stays without; 0 is off.
     Depth(u32),
 }
 
 impl DraftPolicy {
     /// The target alone.
     pub fn plain() -> Self {
-        Self { mode: DecodingMode::Plain, depth: 0, probability_min: 0.0, lookup: None }
+        Self {
+            mode: DecodingMode::Plain,
+            depth: 0,
+            pace: Pace::Fixed,
+            guarding: Guarding::Off,
+            probability_min: 0.0,
+            lookup: None,
+        }
     }
 
     /// Draft and target take turns.
@@ -76,31 +105,47 @@ impl DraftPolicy {
         Self { lookup: Some(ngrams), ..self }
     }
 
+    /// The same policy with the stop rule deciding how much of its depth is used, and the guard.
+    pub fn by_worth(self) -> Self {
+        Self { pace: Pace::Worth, ..self }.guarded()
+    }
+
+    /// The same policy with the guard.
+    pub fn guarded(self) -> Self {
+        Self { guarding: Guarding::On, ..self }
+    }
+
     /// What is left of the policy while the draft model cannot run.
     pub fn without_draft(self) -> Self {
         match self.lookup {
-            Some(ngrams) => Self::lookup(self.depth, ngrams),
+            Some(ngrams) => Self { guarding: self.guarding, ..Self::lookup(self.depth, ngrams) },
             None => Self::plain(),
         }
     }
 
     /// The policy for one request.
     pub fn for_request(self, speculation: Speculation) -> Self {
-        let depth = match speculation {
-            Speculation::Plan => self.depth,
-            Speculation::Off => 0,
-            Speculation::Depth(depth) => depth,
+        let (depth, pace) = match speculation {
+            Speculation::Plan => (self.depth, self.pace),
+            Speculation::Off => (0, self.pace),
+            Speculation::Depth(depth) => (depth, Pace::Fixed),
         };
         if depth == 0 || self.depth == 0 || self.mode == DecodingMode::Plain {
             return Self::plain();
         }
-        Self { depth, ..self }
+        Self { depth, pace, ..self }
     }
 
     /// Whether a draft model takes part.
     pub fn uses_draft(self) -> bool {
         let drafts = matches!(self.mode, DecodingMode::Sequential | DecodingMode::Overlap { .. });
         drafts && self.depth > 0
+    }
+
+    /// Whether anything but the policy itself decides how far drafts go.
+    pub fn is_paced(self) -> bool {
+        self.mode != DecodingMode::Plain
+            && (self.pace == Pace::Worth || self.guarding == Guarding::On)
     }
 
     /// How long the tail of unconfirmed tokens may grow while a pass of the target checks `checking` of them.

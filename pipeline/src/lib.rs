@@ -6,6 +6,7 @@ pub mod checkpoint;
 pub mod draft_policy;
 pub mod lookup;
 pub mod model;
+pub mod pacing;
 pub mod pair;
 pub mod rehearsal;
 pub mod scheduler;
@@ -16,7 +17,7 @@ pub mod text;
 pub mod tokenizer;
 
 pub use checkpoint::{Checkpoint, CheckpointError, ModelConfig};
-pub use draft_policy::{DecodingMode, DraftPolicy, Speculation};
+pub use draft_policy::{DecodingMode, DraftPolicy, Guarding, Pace, Speculation};
 pub use model::{Model, ModelSource};
 pub use pair::{PairError, check_pair};
 pub use scheduler::{Action, Admission, Event, GenerationParams, Scheduler, SchedulerConfig};

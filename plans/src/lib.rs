@@ -7,6 +7,7 @@
 
 pub mod board;
 pub mod check;
+mod confidence;
 pub mod context;
 pub mod cost;
 pub mod defaults;
@@ -24,6 +25,7 @@ pub mod swap;
 mod wording;
 
 pub use board::{Board, BoardError, shipped_boards};
+pub use confidence::{CONFIDENCE_BINS, CONFIDENCE_ENDS, confidence_bin};
 pub use context::{CacheLimits, HeadWeights, ModelShape, PlanContext, StageMemory};
 pub use cost::{
     Acceptance, CostModel, Costs, Forecast, ForecastError, LinkProfile, TimeTable, UnitClass,

@@ -239,6 +239,7 @@ async fn stale_replies_are_dropped() {
         end_of_text: Arc::new([0]),
         policy: DraftPolicy::plain(),
         units: Units::Separate,
+        known_times: Default::default(),
     };
     let scheduler = Scheduler::new(config, Box::new(|| Box::new(Mute)));
     let metrics = (registry.speculation.clone(), registry.plan.clone());

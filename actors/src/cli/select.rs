@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use clap::{ArgAction, Args};
 use outrider_observability::{BuildInfo, Registry};
-use outrider_pipeline::ModelSource;
 use outrider_pipeline::scheduler::Prefixes;
+use outrider_pipeline::{Guarding, ModelSource};
 use outrider_plans::{
     DraftTokens, Mode, ModeKind, ModelRole, PartitionPlan, PlanContext, default_plan,
     default_plan_in, shipped, shipped_plan,
@@ -110,7 +110,7 @@ impl Selection {
         let plan = self.plan(&pair)?;
         let registry = Arc::new(Registry::new(build_info()));
         let options = EngineOptions::new(pair, plan, self.limits(), registry);
-        Ok(Engine::start(EngineOptions { timings, ..options }).await?)
+        Ok(Engine::start(EngineOptions { timings, guarding: Guarding::On, ..options }).await?)
     }
 
     /// Forecasts for this machine and these models, if a calibration holds.

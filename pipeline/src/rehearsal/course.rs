@@ -159,7 +159,7 @@ impl<'a> Stage<'a> {
             self.ask();
         }
         while let Some(event) = self.next_event(players) {
-            let actions = self.scheduler.step(event);
+            let actions = self.scheduler.step(self.now_ns, event);
             for action in actions {
                 self.apply(action, players, texts);
             }

@@ -53,6 +53,7 @@ impl Scheduler {
             return None;
         }
         let ticket = self.next_ticket();
+        self.note_target(&batch);
         self.target.depart(ticket, shares);
         Some(Action::RunTarget { ticket, batch })
     }
@@ -93,16 +94,18 @@ impl Scheduler {
             return None;
         }
         let ticket = self.next_ticket();
+        self.note_draft(&segments);
         self.draft.depart(ticket, shares);
         let stop_tokens = self.config.end_of_text.clone();
         Some(Action::RunDraft { ticket, batch: DraftBatch { segments, stop_tokens } })
     }
 
     fn draft_share(&mut self, id: SequenceId, rows: u32) -> Option<(Share, DraftSegment)> {
-        let probability_min = self.config.policy.probability_min;
         let sequence = self.sequences.get_mut(&id)?;
         let work = sequence.speculator.take_draft(rows)?;
-        let share = Share { sequence: id, epoch: work.epoch, base: work.base, picks: 0 };
+        let probability_min = sequence.speculator.probability_min();
+        let steps = work.steps as usize;
+        let share = Share { sequence: id, epoch: work.epoch, base: work.base, picks: steps };
         let segment = Segment {
             sequence: sequence.slot(),
             base: work.base,

@@ -11,6 +11,7 @@ use outrider_plans::{Caches, ModelRole};
 use super::Units;
 use super::admission::{Admission, RejectReason};
 use crate::draft_policy::DraftPolicy;
+use crate::speculator::Discarded;
 
 /// Names one batch until it is answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -159,8 +160,10 @@ pub struct Statistics {
     pub draft_n_accepted: u32,
     /// Passes of the target that picked tokens.
     pub rounds: u32,
+    /// Those that checked no drafted token.
+    pub plain_rounds: u32,
     /// Drafted tokens that were never put to the target.
-    pub discarded: u32,
+    pub discarded: Discarded,
 }
 
 /// Something to be done.

@@ -15,7 +15,7 @@ pub(super) struct Share {
     /// Epoch and base of the work (the epoch is the draft's alone).
     pub(super) epoch: u64,
     pub(super) base: u32,
-    /// Picks that it gets (the target's alone).
+    /// Picks that it gets from the target, or steps that it asks of the draft.
     pub(super) picks: usize,
 }
 

@@ -18,6 +18,7 @@ mod admission;
 mod batching;
 mod event;
 mod lane;
+mod pace;
 mod sequence;
 mod shelf;
 mod warming;
@@ -32,6 +33,7 @@ pub use admission::{Admission, GenerationParams, RejectReason};
 pub use event::{Action, EmittedToken, Event, FinishReason, Statistics, Takeover, Ticket};
 
 use crate::draft_policy::DraftPolicy;
+use crate::pacing::{KnownTimes, Pacer, PacingView};
 use crate::text::Detokenize;
 use lane::Lane;
 use sequence::Sequence;
@@ -91,6 +93,8 @@ pub struct SchedulerConfig {
     pub units: Units,
     /// What becomes of caches.
     pub prefixes: Prefixes,
+    /// Times that were measured before.
+    pub known_times: KnownTimes,
 }
 
 /// Decodes all sequences of a service.
@@ -108,6 +112,7 @@ pub struct Scheduler {
     /// On shared units: whose batch goes next if both could.
     next: ModelRole,
     tickets: u64,
+    pacer: Pacer,
 }
 
 impl Scheduler {
@@ -116,6 +121,7 @@ impl Scheduler {
         assert!(config.sequences_max > 0, "no slot for a sequence");
         assert!(config.target.rows_max > 1 && config.draft.rows_max > 1, "batches of one row");
         Self {
+            pacer: Pacer::new(&config.known_times),
             config,
             detokenizers,
             queue: VecDeque::new(),
@@ -129,8 +135,10 @@ impl Scheduler {
         }
     }
 
-    /// Takes note of an event and says what is to be done now.
-    pub fn step(&mut self, event: Event) -> Vec<Action> {
+    /// Takes note of an event and says what is to be done now. `now_ns` is the time on any clock that does not go
+    /// backwards, in nanoseconds: what jobs take follows from it, and what drafts are worth from that.
+    pub fn step(&mut self, now_ns: u64, event: Event) -> Vec<Action> {
+        self.pacer.at(now_ns);
         let mut actions = Vec::new();
         match event {
             Event::Admit(admission) => self.admit(admission, &mut actions),
@@ -165,6 +173,7 @@ impl Scheduler {
         }
         self.release(&mut actions);
         self.fill_slots(&mut actions);
+        self.aim();
         self.dispatch(&mut actions);
         self.dispatch_warm(&mut actions);
         actions
@@ -193,6 +202,11 @@ impl Scheduler {
             ModelRole::Target => self.target.is_busy(),
             ModelRole::Draft => self.draft.is_busy(),
         }
+    }
+
+    /// How far drafts run at present, and how they have fared.
+    pub fn pacing(&self) -> PacingView {
+        self.pacer.view()
     }
 
     /// Prompt and output of a sequence that has a slot.
@@ -234,21 +248,33 @@ impl Scheduler {
     fn verified(&mut self, ticket: Ticket, picks: Vec<Pick>, actions: &mut Vec<Action>) {
         let Some(shares) = self.target.arrive(ticket) else { return };
         let mut picks = picks.into_iter();
+        let mut tokens = 0;
         for share in shares {
             let own = picks.by_ref().take(share.picks).collect();
             let sequence = self.sequences.get_mut(&share.sequence).expect("it keeps its slot");
             let verdict = sequence.speculator.verified(own);
+            tokens += verdict.tokens.len() as u32;
+            sequence.learn(&verdict.outcomes, &mut self.pacer.calibration);
+            if !verdict.tokens.is_empty() {
+                self.pacer.checked(share.picks.saturating_sub(1) as u32);
+            }
+            if share.picks == 1 && verdict.outcomes.is_empty() {
+                sequence.trust.fade(verdict.tokens.len() as u32);
+            }
             sequence.emit(verdict, actions);
         }
+        self.pacer.target_ends(tokens, self.catch_up());
         assert!(picks.next().is_none(), "{ticket} was answered with more picks than were wanted");
     }
 
     fn drafted(&mut self, ticket: Ticket, drafted: Vec<Vec<Pick>>) {
         let Some(shares) = self.draft.arrive(ticket) else { return };
         assert_eq!(shares.len(), drafted.len(), "segments in the answer to {ticket}");
+        self.pacer.draft_ends(self.steps_run(&shares, &drafted));
         for (share, picks) in shares.into_iter().zip(drafted) {
             let sequence = self.sequences.get_mut(&share.sequence).expect("it keeps its slot");
-            sequence.speculator.drafted(share.epoch, share.base, &picks);
+            let outcomes = sequence.speculator.drafted(share.epoch, share.base, &picks);
+            sequence.learn(&outcomes, &mut self.pacer.calibration);
         }
     }
 
@@ -258,6 +284,7 @@ impl Scheduler {
             let sequence = self.sequences.get_mut(&share.sequence).expect("it keeps its slot");
             sequence.speculator.failed(role);
         }
+        self.pacer.lost(role);
         self.set_paused(role, true);
     }
 
@@ -294,6 +321,9 @@ impl Scheduler {
             } else {
                 actions.push(Action::Release { sequence: kept.slot });
             }
+        }
+        if self.sequences.is_empty() {
+            self.pacer.interrupted();
         }
     }
 

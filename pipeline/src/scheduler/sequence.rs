@@ -12,6 +12,7 @@ use super::admission::Admission;
 use super::event::{Action, EmittedToken, FinishReason, Statistics};
 use super::shelf::{Found, Kept};
 use crate::draft_policy::{DraftPolicy, Speculation};
+use crate::pacing::{Calibration, Noise, Outcome, Trust};
 use crate::speculator::{Confirmed, End, Speculator, Task, Verdict};
 use crate::text::{Detokenize, TextStream};
 
@@ -27,6 +28,8 @@ pub(super) struct Sequence {
     prompt_n: u32,
     cached_n: u32,
     predicted_n: u32,
+    /// How its text compares with what the drafts' confidence lets expect.
+    pub(super) trust: Trust,
 }
 
 impl Sequence {
@@ -55,6 +58,7 @@ impl Sequence {
             draft_sampling: Arc::new(draft_sampling),
             prompt_n,
             predicted_n: 0,
+            trust: Trust::default(),
         }
     }
 
@@ -97,6 +101,23 @@ impl Sequence {
         self.speculator.set_policy(plan.for_request(self.speculation));
     }
 
+    /// How its tokens are picked.
+    pub(super) fn noise(&self) -> Noise {
+        if self.sampling.is_greedy() { Noise::Greedy } else { Noise::Sampled }
+    }
+
+    /// Takes note of drafted tokens that were judged. What was looked up says nothing of the draft model.
+    pub(super) fn learn(&mut self, outcomes: &[Outcome], calibration: &mut Calibration) {
+        if self.speculator.policy().lookup.is_some() {
+            return;
+        }
+        for &outcome in outcomes {
+            let expected = calibration.of_confidence(self.noise(), outcome.confidence);
+            self.trust.note(expected, outcome.accepted);
+            calibration.note(self.noise(), outcome);
+        }
+    }
+
     /// Whether its caches may go.
     pub(super) fn is_over(&self) -> bool {
         let busy = [ModelRole::Target, ModelRole::Draft].map(|role| self.speculator.is_busy(role));
@@ -108,7 +129,7 @@ impl Sequence {
         if verdict.tokens.is_empty() {
             return;
         }
-        let Verdict { tokens: confirmed, offered, accepted, end } = verdict;
+        let Verdict { tokens: confirmed, offered, accepted, end, .. } = verdict;
         let (mut tokens, mut text, mut stopped) = (Vec::new(), String::new(), false);
         let mut confirmed = confirmed.into_iter().peekable();
         while let Some(Confirmed { pick, drafted }) = confirmed.next().filter(|_| !stopped) {
@@ -151,6 +172,7 @@ impl Sequence {
             draft_n: counts.offered,
             draft_n_accepted: counts.accepted,
             rounds: counts.rounds,
+            plain_rounds: counts.plain_rounds,
             discarded: counts.discarded,
         };
         actions.push(Action::Finish { sequence: self.id, reason, statistics });

@@ -125,6 +125,7 @@ impl Scheduler {
         self.config.policy = policy;
         self.config.units = units;
         self.next = ModelRole::Target;
+        self.pacer.moved();
         self.apply_policy();
     }
 

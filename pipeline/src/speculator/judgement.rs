@@ -6,6 +6,7 @@ use outrider_devices::Pick;
 
 use super::Speculator;
 use super::work::{Confirmed, End, Verdict};
+use crate::pacing::Outcome;
 
 impl Speculator {
     /// Compares the target's picks with the tail and confirms what the target says.
@@ -18,13 +19,17 @@ impl Speculator {
         let judged = tail.get(agreed).copied();
         let guessed = judged == Some(own);
         let offered = pass.max(agreed + usize::from(judged.is_some()));
+        let last_drafted = agreed + usize::from(guessed);
+        let outcomes = self.outcomes(last_drafted, usize::from(judged.is_some() && !guessed));
         if guessed {
             self.target.cut((self.confirmed + agreed) as u32);
+            self.confidences.drain(..last_drafted);
+            self.streak += last_drafted as u32;
         } else {
-            self.counts.discarded += (tail.len() - offered) as u32;
+            self.counts.discarded.diverged += (self.tail().len() - offered) as u32;
             self.replace_tail_from(agreed, own, judged.is_some());
+            self.streak = 0;
         }
-        let last_drafted = agreed + usize::from(guessed);
         let tokens: Vec<Confirmed> = picks
             .into_iter()
             .take(agreed + 1)
@@ -33,7 +38,19 @@ impl Speculator {
             .collect();
         self.confirmed += tokens.len();
         let end = self.end_of(&tokens);
-        Verdict { tokens, offered: offered as u32, accepted: last_drafted as u32, end }
+        let (offered, accepted) = (offered as u32, last_drafted as u32);
+        Verdict { tokens, offered, accepted, end, outcomes }
+    }
+
+    /// The first `right` tokens of the tail were right, and the `wrong` after them, 0 or 1, was not.
+    fn outcomes(&self, right: usize, wrong: usize) -> Vec<Outcome> {
+        let known = self.confidences.iter().take(right + wrong).enumerate();
+        let outcome = |(i, &confidence): (usize, &f32)| Outcome {
+            place: self.streak + i as u32,
+            confidence,
+            accepted: i < right,
+        };
+        known.map(outcome).collect()
     }
 
     /// The text goes on with `own` after `agreed` tokens of the tail. If that contradicts a draft, the draft model is on
@@ -41,6 +58,7 @@ impl Speculator {
     fn replace_tail_from(&mut self, agreed: usize, own: u32, contradicts: bool) {
         let len = self.confirmed + agreed;
         self.text.truncate(len);
+        self.confidences.clear();
         self.text.push(own);
         self.target.cut(len as u32);
         if contradicts {

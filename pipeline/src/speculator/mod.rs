@@ -47,8 +47,9 @@ use outrider_plans::ModelRole;
 
 use crate::draft_policy::DraftPolicy;
 use crate::lookup;
+use crate::pacing::{Outcome, Reach};
 use cache::Cache;
-pub use work::{Confirmed, DraftCounts, DraftWork, End, Need, Verdict, VerifyWork};
+pub use work::{Confirmed, Discarded, DraftCounts, DraftWork, End, Need, Verdict, VerifyWork};
 
 /// What a sequence is to become.
 #[derive(Clone, Debug)]
@@ -72,6 +73,12 @@ pub struct Speculator {
     draft_length_max: u32,
     stop_tokens: Arc<[u32]>,
     policy: DraftPolicy,
+    /// How far the draft may go at present.
+    reach: Reach,
+    /// The draft's probability of each token of the tail; 1 for one that was looked up.
+    confidences: Vec<f32>,
+    /// Right drafted tokens since the text was last the target's own alone.
+    streak: u32,
     target: Cache,
     draft: Cache,
     /// Steps whenever drafts already asked for turn out to continue a wrong text.
@@ -96,6 +103,9 @@ impl Speculator {
             draft_length_max: task.draft_length_max,
             stop_tokens: task.stop_tokens,
             policy,
+            reach: Reach::UNLIMITED,
+            confidences: Vec::new(),
+            streak: 0,
             target: Cache::default(),
             draft: Cache::default(),
             epoch: 0,
@@ -169,6 +179,7 @@ impl Speculator {
         }
         let verdict = self.judge(picks);
         self.counts.rounds += 1;
+        self.counts.plain_rounds += u32::from(job.wanted == 1);
         self.counts.offered += verdict.offered;
         self.counts.accepted += verdict.accepted;
         if verdict.end.is_some() {
@@ -183,34 +194,42 @@ impl Speculator {
     }
 
     /// The draft answers the work of `epoch` that began at `base`. Tokens that the target has meanwhile picked itself
-    /// are compared and passed over; the rest becomes part of the tail, or is dropped.
-    pub fn drafted(&mut self, epoch: u64, base: u32, picks: &[Pick]) {
+    /// are compared and passed over; the rest becomes part of the tail, or is dropped. Returns how those compared fared.
+    pub fn drafted(&mut self, epoch: u64, base: u32, picks: &[Pick]) -> Vec<Outcome> {
         let job = self.draft.done();
         assert_eq!((job.epoch, job.base), (epoch, base), "the draft answers other work");
         assert!((1..=job.wanted.max(1)).contains(&(picks.len() as u32)), "drafts of the draft");
-        if job.wanted == 0 {
-            return self.check();
-        }
-        if epoch != self.epoch {
-            self.counts.discarded += picks.len() as u32;
-            return self.check();
+        if job.wanted == 0 || epoch != self.epoch {
+            let stale = if job.wanted == 0 { 0 } else { picks.len() };
+            self.counts.discarded.stale += stale as u32;
+            self.check();
+            return Vec::new();
         }
         let known = &self.text[job.end as usize..];
         let late = known.len().min(picks.len());
         let agreed = known.iter().zip(picks).take_while(|(t, p)| **t == p.token).count();
         assert!(late == 0 || self.tail().is_empty(), "only the target adds to the text meanwhile");
         self.counts.accepted += agreed as u32;
+        let outcome = |(i, pick): (usize, &Pick)| Outcome {
+            place: i as u32,
+            confidence: pick.probability,
+            accepted: i < agreed,
+        };
+        let compared = late.min(agreed + 1);
+        let outcomes = picks[..compared].iter().enumerate().map(outcome).collect();
         if agreed < late {
             self.counts.offered += agreed as u32 + 1;
-            self.counts.discarded += (picks.len() - agreed - 1) as u32;
+            self.counts.discarded.diverged += (picks.len() - agreed - 1) as u32;
             self.draft.extend(job, job.end + agreed as u32);
         } else {
             self.counts.offered += late as u32;
             self.draft.extend(job, job.end + picks.len() as u32 - 1);
             self.append(&picks[late..]);
             self.closed |= picks.len() < job.wanted as usize;
+            self.streak = if late > 0 { late as u32 } else { self.streak };
         }
         self.check();
+        outcomes
     }
 
     /// The job of `role` has failed. Its work can be taken again.
@@ -249,15 +268,22 @@ impl Speculator {
         }
         self.policy = policy;
         let checking = self.checking().unwrap_or(0) as usize;
-        self.discard_tail_after(checking.min(self.tail().len()));
+        let dropped = self.discard_tail_after(checking.min(self.tail().len()));
+        self.counts.discarded.policy += dropped;
         self.dry = self.tail().is_empty();
         self.closed = false;
         self.check();
     }
 
+    /// Says how far the draft may go from here, within the policy.
+    pub fn aim(&mut self, reach: Reach) {
+        self.reach = reach;
+    }
+
     /// Ends the sequence: there is no more work, and answers still to come are ignored.
     pub fn finish(&mut self) {
-        self.discard_tail_after(0);
+        let dropped = self.discard_tail_after(0);
+        self.counts.discarded.finished += dropped;
         self.target.cut(self.confirmed as u32 - 1);
         self.finished = true;
         self.check();
@@ -291,6 +317,36 @@ impl Speculator {
         &self.text[self.confirmed..]
     }
 
+    /// The draft's probability of each token of the tail.
+    pub fn confidences(&self) -> &[f32] {
+        &self.confidences
+    }
+
+    /// Right drafted tokens before the tail since the text was last the target's own alone.
+    pub fn streak(&self) -> u32 {
+        self.streak
+    }
+
+    /// The rules for drafting.
+    pub fn policy(&self) -> DraftPolicy {
+        self.policy
+    }
+
+    /// What the device is to stop its draft at.
+    pub fn probability_min(&self) -> f32 {
+        self.policy.probability_min.max(self.reach.probability_min)
+    }
+
+    /// Whether the target has seen all of the text but its last token.
+    pub fn is_decoding(&self) -> bool {
+        !self.finished && self.confirmed as u32 - self.target.len() <= 1
+    }
+
+    /// Tokens of the text that the draft has not seen.
+    pub fn missed_by_draft(&self) -> u32 {
+        self.text.len() as u32 - self.draft.len()
+    }
+
     /// How the drafts have fared so far.
     pub fn counts(&self) -> DraftCounts {
         self.counts
@@ -306,32 +362,36 @@ impl Speculator {
         let count = self.policy.depth.min(self.room()) as usize;
         let found = lookup::continuation(&self.text, ngrams, count);
         self.closed |= !found.is_empty();
-        self.append_tokens(found.into_iter());
+        self.append_tokens(found.into_iter().map(|token| (token, 1.0)));
     }
 
     fn append(&mut self, picks: &[Pick]) {
-        self.append_tokens(picks.iter().map(|p| p.token));
+        self.append_tokens(picks.iter().map(|p| (p.token, p.probability)));
     }
 
     /// Adds to the tail, up to the first stop token.
-    fn append_tokens(&mut self, tokens: impl ExactSizeIterator<Item = u32>) {
+    fn append_tokens(&mut self, tokens: impl ExactSizeIterator<Item = (u32, f32)>) {
         let mut left = tokens.len() as u32;
-        for token in tokens {
+        for (token, confidence) in tokens {
             if self.tail_is_complete() {
-                self.counts.discarded += left;
+                self.counts.discarded.finished += left;
                 break;
             }
             self.text.push(token);
+            self.confidences.push(confidence);
             left -= 1;
         }
         self.draft.cut(self.text.len() as u32);
     }
 
-    fn discard_tail_after(&mut self, kept: usize) {
-        self.counts.discarded += (self.tail().len() - kept) as u32;
+    /// Returns how many tokens that were.
+    fn discard_tail_after(&mut self, kept: usize) -> u32 {
+        let dropped = (self.tail().len() - kept) as u32;
         self.text.truncate(self.confirmed + kept);
+        self.confidences.truncate(kept);
         self.draft.cut(self.text.len() as u32);
         self.epoch += 1;
+        dropped
     }
 
     fn rows(&self, base: u32, end: u32) -> Vec<u32> {
@@ -349,6 +409,11 @@ impl Speculator {
         let len = self.text.len();
         assert!(self.confirmed <= len && len <= self.length_max as usize, "length of the text");
         assert!((self.target.len() as usize) < self.confirmed, "the target's cache lacks a row");
+        assert_eq!(
+            self.confidences.len(),
+            self.tail().len(),
+            "a confidence for each drafted token"
+        );
         assert!(self.draft.len() as usize <= len, "the draft's cache holds text only");
         let inner = self.tail().split_last().map_or(&[][..], |(_, inner)| inner);
         assert!(!inner.iter().any(|t| self.stop_tokens.contains(t)), "text after a stop token");

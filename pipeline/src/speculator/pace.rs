@@ -3,13 +3,14 @@
 //! *Invariant:* the target waits for the draft only while the draft has something to do or is doing it.
 
 use super::Speculator;
-use crate::draft_policy::DecodingMode;
+use crate::draft_policy::{DecodingMode, Pace};
 
 impl Speculator {
     /// How much of the tail goes into the next pass. A stop token at its end needs no row of its own: the pick before
     /// it judges it.
     pub(super) fn tail_to_offer(&self, rows: usize) -> usize {
-        let offered = self.tail().len().min(rows).min(self.policy.depth as usize);
+        let most = self.policy.depth.min(self.reach.offer) as usize;
+        let offered = self.tail().len().min(rows).min(most);
         match self.tail()[..offered].last() {
             Some(last) if self.stop_tokens.contains(last) => offered - 1,
             _ => offered,
@@ -28,7 +29,7 @@ impl Speculator {
         }
         let ahead = self.policy.tail_max(self.checking()).saturating_sub(self.tail().len() as u32);
         let room = self.room().min(self.draft_length_max.saturating_sub(self.text.len() as u32));
-        ahead.min(self.policy.chunk()).min(room)
+        ahead.min(self.policy.chunk()).min(self.reach.steps).min(room)
     }
 
     /// Whether a pass of the target is worth delaying, because drafts that it could check are on their way.
@@ -38,7 +39,14 @@ impl Speculator {
         if sequential && drafting.is_some() {
             return true;
         }
-        let wait = if sequential || self.dry { self.policy.wait() } else { 0 };
+        let wait = match (sequential, self.dry) {
+            (true, _) => self.policy.wait(),
+            (false, true) if self.policy.pace == Pace::Worth => {
+                self.reach.wait.min(self.policy.depth)
+            }
+            (false, true) => self.policy.wait().min(self.reach.wait),
+            (false, false) => 0,
+        };
         let coming = drafting.map_or(self.drafts_wanted(), |job| job.wanted);
         !self.closed && self.tail().len() < wait as usize && coming > 0
     }

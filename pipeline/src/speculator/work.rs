@@ -2,6 +2,8 @@
 
 use outrider_devices::Pick;
 
+use crate::pacing::Outcome;
+
 /// Rows for the target: token `tokens[i]` at position `base + i`, the cache cut to `base` first.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VerifyWork {
@@ -66,6 +68,8 @@ pub struct Verdict {
     pub accepted: u32,
     /// Set once, by the verdict that ends the text.
     pub end: Option<End>,
+    /// How the drafted tokens fared that were put to the target: the right ones, and the first wrong one.
+    pub outcomes: Vec<Outcome>,
 }
 
 /// Counts of one sequence. Every drafted token ends up in `offered` or in `discarded`.
@@ -73,10 +77,32 @@ pub struct Verdict {
 pub struct DraftCounts {
     /// Passes of the target that picked tokens.
     pub rounds: u32,
+    /// Those that checked no drafted token.
+    pub plain_rounds: u32,
     /// Drafted tokens that were compared with the target's.
     pub offered: u32,
     /// Those that were equal.
     pub accepted: u32,
-    /// Drafted tokens that were never compared, because an earlier one was wrong, or the text ended.
-    pub discarded: u32,
+    /// Drafted tokens that were never compared.
+    pub discarded: Discarded,
+}
+
+/// Drafted tokens that were never compared with the target's, by the reason.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Discarded {
+    /// They followed a wrong one.
+    pub diverged: u32,
+    /// They came for a text that had taken another turn.
+    pub stale: u32,
+    /// The rules for drafting had changed.
+    pub policy: u32,
+    /// The text ended before them.
+    pub finished: u32,
+}
+
+impl Discarded {
+    /// All of them.
+    pub fn total(self) -> u32 {
+        self.diverged + self.stale + self.policy + self.finished
+    }
 }

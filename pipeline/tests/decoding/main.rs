@@ -10,4 +10,5 @@ mod many;
 mod many_cases;
 mod one;
 mod one_cases;
+mod pace_cases;
 mod toy;

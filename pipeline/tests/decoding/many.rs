@@ -75,6 +75,7 @@ pub(crate) fn config(policy: DraftPolicy) -> SchedulerConfig {
         end_of_text: Arc::new([END_OF_TEXT]),
         policy,
         units: Units::Separate,
+        known_times: Default::default(),
     }
 }
 
@@ -129,7 +130,7 @@ impl World {
 
     /// Feeds an event and carries out the actions.
     pub(crate) fn step(&mut self, event: Event) {
-        for action in self.scheduler.step(event) {
+        for action in self.scheduler.step(self.now, event) {
             self.act(action);
         }
         let config = &self.config;

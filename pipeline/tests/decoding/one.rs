@@ -1,6 +1,7 @@
 //! One speculator between two simulated units with random latencies.
 
 use outrider_devices::{Pick, Sampling};
+use outrider_pipeline::pacing::Reach;
 use outrider_pipeline::speculator::{DraftCounts, End, Task};
 use outrider_pipeline::{DraftPolicy, Speculator};
 use outrider_plans::ModelRole;
@@ -129,8 +130,12 @@ impl World {
         panic!("no end in sight");
     }
 
-    /// Gives each idle unit its next work, in either order.
+    /// Gives each idle unit its next work, in either order, and now and then another reach.
     fn pull(&mut self) {
+        if self.case.disturbed && self.random.chance(20) {
+            let reach = any_reach(&mut self.random);
+            self.speculator.aim(reach);
+        }
         if self.random.chance(50) {
             self.pull_verify();
             self.pull_draft();
@@ -243,9 +248,19 @@ impl World {
         assert!(counts.accepted as usize <= self.output.len());
         let by_model = self.case.policy.lookup.is_none() && !self.case.disturbed;
         if by_model && self.case.mischief == Mischief::None {
-            assert_eq!(counts.offered + counts.discarded, self.drafted, "drafts unaccounted for");
+            assert_eq!(
+                counts.offered + counts.discarded.total(),
+                self.drafted,
+                "drafts unaccounted for"
+            );
         }
     }
+}
+
+/// Any limits within a policy.
+fn any_reach(random: &mut Random) -> Reach {
+    let mut most = || random.choose(&[0, 0, 1, 2, 5, u32::MAX]);
+    Reach { steps: most(), offer: most(), wait: most(), probability_min: 0.0 }
 }
 
 /// A policy of any mode.
@@ -258,5 +273,11 @@ pub(crate) fn any_policy(random: &mut Random) -> DraftPolicy {
         2 => DraftPolicy::lookup(depth, ngrams),
         _ => DraftPolicy::overlap(depth, 1 + random.below(4) as u32, random.below(5) as u32),
     };
-    if policy.uses_draft() && random.chance(30) { policy.with_lookup(ngrams) } else { policy }
+    let policy =
+        if policy.uses_draft() && random.chance(30) { policy.with_lookup(ngrams) } else { policy };
+    match random.below(4) {
+        0 => policy.by_worth(),
+        1 => policy.guarded(),
+        _ => policy,
+    }
 }

@@ -26,7 +26,7 @@ const PACES: [(u64, u64); 5] = [(10, 1), (10, 4), (10, 10), (3, 10), (1, 30)];
 fn plain_decoding_is_the_definition() {
     for seed in 0..500 {
         let (counts, _) = check(&calm(seed, DraftPolicy::plain(), (5, 5)));
-        assert_eq!((counts.offered, counts.discarded), (0, 0));
+        assert_eq!((counts.offered, counts.discarded.total()), (0, 0));
     }
 }
 
@@ -138,7 +138,7 @@ fn an_overlapped_round_goes_as_drawn() {
     assert_eq!((verdict.tokens.len(), verdict.accepted), (1, 0));
     one.drafted(work.epoch, work.base, &[15, 16, 17].map(pick));
     assert_eq!((one.confirmed(), one.tail()), (&[1, 10, 11, 12, 13, 20][..], &[][..]));
-    assert_eq!(one.counts().discarded, 3);
+    assert_eq!(one.counts().discarded.stale, 3);
     // Either model goes on from where its cache is the text: up to 13.
     let work = one.take_draft(9).unwrap();
     assert_eq!((work.base, &work.tokens[..]), (5, &[20][..]));
@@ -150,7 +150,7 @@ fn a_drafted_stop_token_costs_no_row() {
     let mut one = speculator(DraftPolicy::overlap(4, 4, 1));
     let work = one.take_draft(9).unwrap();
     one.drafted(work.epoch, work.base, &[2, 9, 3].map(pick));
-    assert_eq!((one.tail(), one.counts().discarded), (&[2, 9][..], 1));
+    assert_eq!((one.tail(), one.counts().discarded.finished), (&[2, 9][..], 1));
     assert!(one.take_draft(9).is_none());
     assert_eq!(one.take_verify(9).unwrap().tokens, [1, 2]);
     let verdict = one.verified([2, 9].map(pick).to_vec());

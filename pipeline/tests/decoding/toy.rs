@@ -66,7 +66,7 @@ pub(crate) enum Fault {
 
 /// One of the two models on its unit, with the caches of its sequences.
 pub(crate) struct Toy {
-    pair: Pair,
+    pub(crate) pair: Pair,
     is_draft: bool,
     pub(crate) fault: Fault,
     pub(crate) caches: BTreeMap<u64, Vec<u32>>,

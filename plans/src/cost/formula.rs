@@ -33,7 +33,7 @@ pub struct Choice {
 const PLAIN: Choice = Choice { draft_tokens: 0, wait: 0, speedup: 1.0 };
 
 /// `base` to the power of `exponent` by repeated multiplication: the same bits on every machine.
-pub(crate) fn power(base: f64, exponent: u32) -> f64 {
+pub fn power(base: f64, exponent: u32) -> f64 {
     (0..exponent).fold(1.0, |product, _| product * base)
 }
 

@@ -15,8 +15,8 @@ use clap::{Args, Subcommand};
 use futures_util::future::try_join_all;
 use outrider_devices::Sampling;
 use outrider_observability::Registry;
-use outrider_pipeline::Message;
 use outrider_pipeline::scheduler::{GenerationParams, Statistics};
+use outrider_pipeline::{Guarding, Message};
 use outrider_plans::{Mode, ModeKind, PartitionPlan, default_plan_in};
 
 use super::calibrate::CalibrationPlace;
@@ -120,6 +120,8 @@ async fn measure(arguments: &BenchArguments) -> Result<Report, CliError> {
         let registry = Arc::new(Registry::new(build_info()));
         let limits = arguments.selection.limits();
         let options = EngineOptions::new(pair.clone(), plan.clone(), limits, registry);
+        // A fixed depth is measured as it is, also where it loses.
+        let options = EngineOptions { guarding: Guarding::Off, ..options };
         let engine = Engine::start(options).await?;
         let (runs, texts) = (Vec::new(), Vec::new());
         contenders.push(Contender { plan, plain, engine, runs, texts, identical: true });

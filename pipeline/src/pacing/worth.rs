@@ -1,0 +1,295 @@
+//! The stop rule: which tokens are worth a draft's step, and which a row of the pass.
+//!
+//! Of the depths that a draft could have, the best one's rate is `S`. From it follow two floors for each place in a draft:
+//! a token is worth drafting if the probability that it and all before it are right exceeds `S (c + v)`, and, once it is
+//! drafted, worth a row if that exceeds `S v`. *Invariant:* floors never fall from a place to the next, so the first token
+//! below its floor ends the draft.
+
+use outrider_plans::mode::DRAFT_TOKENS_MAX;
+
+use super::Rhythm;
+use super::calibration::{Calibration, Noise, Trust};
+use super::times::{DraftTime, PassTimes};
+
+const PLACES: usize = DRAFT_TOKENS_MAX as usize;
+
+/// How far one sequence's draft may go from here.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Reach {
+    /// Most tokens that the draft should add now.
+    pub steps: u32,
+    /// Most tokens of the tail that are worth a row of the next pass.
+    pub offer: u32,
+    /// Drafts that the target waits for after a pass that left none.
+    pub wait: u32,
+    /// The draft stops before a token that it holds less likely than this.
+    pub probability_min: f32,
+}
+
+impl Reach {
+    /// As far as the policy goes.
+    pub const UNLIMITED: Reach =
+        Reach { steps: u32::MAX, offer: u32::MAX, wait: u32::MAX, probability_min: 0.0 };
+    /// No drafts.
+    pub const NONE: Reach = Reach { steps: 0, offer: 0, wait: 0, probability_min: 0.0 };
+}
+
+/// What is known of one sequence when its reach is asked for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Tail<'a> {
+    /// The draft's confidence in each token of the tail.
+    pub(crate) confidences: &'a [f32],
+    /// Right tokens before the tail since the text was last the target's own alone.
+    pub(crate) place: u32,
+    pub(crate) trust: Trust,
+    pub(crate) noise: Noise,
+}
+
+/// What the floors are made of.
+pub(super) struct Rates<'a> {
+    pub(super) passes: &'a PassTimes,
+    pub(super) draft: Option<DraftTime>,
+    pub(super) turn_ns: f64,
+    pub(super) rhythm: Rhythm,
+    pub(super) calibration: &'a Calibration,
+}
+
+/// What drafts are worth at present.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Prospects {
+    draft_floors: [f64; PLACES],
+    row_floors: [f64; PLACES],
+    /// What starting a draft job costs a sequence, in tokens.
+    start: f64,
+    /// Most tokens of one job.
+    steps_max: u32,
+    /// What may be lost, in tokens, where that is limited.
+    credit: Option<f64>,
+    /// What the first pass after a rejection waits for.
+    wait: u32,
+}
+
+impl Prospects {
+    /// Without a measured draft, a step is taken for this share of a pass, and few are asked for.
+    const STEP_SHARE: f64 = 0.1;
+    const STEPS_UNKNOWN: u32 = 2;
+
+    pub(super) fn new(rates: &Rates<'_>, company: u32, rows_max: u32, credit: Option<f64>) -> Self {
+        let nothing = Self {
+            draft_floors: [f64::INFINITY; PLACES],
+            row_floors: [f64::INFINITY; PLACES],
+            start: 0.0,
+            steps_max: 0,
+            credit,
+            wait: 0,
+        };
+        let Some(pass_ns) = rates.passes.at(company) else { return nothing };
+        let many = f64::from(company);
+        let guess = DraftTime { start_ns: 0.0, step_ns: Self::STEP_SHARE * pass_ns };
+        let draft = rates.draft.unwrap_or(guess);
+        let own_time = match rates.rhythm {
+            Rhythm::Alternating => draft,
+            Rhythm::Overlapping => DraftTime { start_ns: 0.0, step_ns: 0.0 },
+        };
+        // Time of a pass with each sequence's first `g` drafted tokens, and the least convex curve below it.
+        let deepest = (rows_max / company).saturating_sub(1).min(DRAFT_TOKENS_MAX) as usize;
+        let width = |g: usize| rates.passes.at(company * (g as u32 + 1)).unwrap_or(pass_ns);
+        let passes: Vec<f64> = (0..=deepest).map(width).collect();
+        let hull = convex_below(&passes);
+        let (mut best, mut expected, mut survival) = (many / (pass_ns + rates.turn_ns), 1.0, 1.0);
+        for (g, hull_ns) in hull.iter().enumerate().skip(1) {
+            survival *= rates.calibration.of_place(g as u32 - 1);
+            expected += survival;
+            let steps = g as f64;
+            let time = match rates.rhythm {
+                Rhythm::Alternating => hull_ns + draft.of(steps),
+                Rhythm::Overlapping => hull_ns.max(draft.of(steps)),
+            };
+            best = f64::max(best, many * expected / (time + rates.turn_ns));
+        }
+        let mut prospects = nothing;
+        for g in 0..deepest {
+            let row_ns = (hull[g + 1] - hull[g]) / many;
+            prospects.row_floors[g] = best * row_ns;
+            prospects.draft_floors[g] = best * (row_ns + own_time.step_ns / many);
+        }
+        prospects.start = best * own_time.start_ns / many;
+        prospects.steps_max =
+            if rates.draft.is_some() { DRAFT_TOKENS_MAX } else { Self::STEPS_UNKNOWN };
+        prospects.wait =
+            worth_waiting(rates.calibration, (pass_ns, draft), (best / many, &prospects));
+        prospects
+    }
+
+    /// How far a sequence's draft may go from here.
+    pub(crate) fn reach(&self, calibration: &Calibration, tail: Tail<'_>) -> Reach {
+        let trust = tail.trust.factor();
+        let right = |confidence: &f32| {
+            (calibration.of_confidence(tail.noise, *confidence) * trust).min(0.999)
+        };
+        let (mut survival, mut offer) = (1.0, 0);
+        for (confidence, floor) in tail.confidences.iter().zip(&self.row_floors) {
+            survival *= right(confidence);
+            if survival >= *floor && offer < PLACES as u32 {
+                offer += 1;
+            } else {
+                break;
+            }
+        }
+        // A token that is not offered leaves nothing to hope for behind it.
+        let all: f64 = tail.confidences.iter().map(right).product();
+        let steps = self.steps(calibration, (&tail, trust), all);
+        let first = tail.confidences.len().min(PLACES - 1);
+        let needed = self.draft_floors[first] / (all * trust).max(1e-9);
+        let probability_min = calibration.confidence_for(tail.noise, needed.min(1.0)).min(1.0);
+        Reach { steps, offer, wait: self.wait, probability_min }
+    }
+
+    /// Tokens that are worth asking for at once: those that are expected to be worth it, with some room for a draft that
+    /// turns out surer than usual. (The device stops by itself where it is not.)
+    fn steps(&self, calibration: &Calibration, (tail, trust): (&Tail<'_>, f64), all: f64) -> u32 {
+        let drafted = tail.confidences.len();
+        let (mut survival, mut steps, mut gain) = (all, 0u32, 0.0);
+        let mut spent = self.start;
+        for place in drafted..PLACES {
+            let next = calibration.of_place(tail.place + place as u32) * trust;
+            survival *= next.min(0.999);
+            let floor = self.draft_floors[place];
+            let enough = if steps == 0 { floor } else { floor / 2.0 };
+            let beyond_credit = self.credit.is_some_and(|credit| spent + floor > credit);
+            if survival <= enough || steps == self.steps_max || (steps > 0 && beyond_credit) {
+                break;
+            }
+            steps += 1;
+            spent += floor;
+            gain += (survival - floor).max(0.0);
+        }
+        if gain > self.start { steps } else { 0 }
+    }
+}
+
+/// Drafts that the first pass after a rejection should wait for: each one more if what it brings, a later pass's share,
+/// exceeds the time of waiting.
+fn worth_waiting(
+    calibration: &Calibration,
+    (pass_ns, draft): (f64, DraftTime),
+    (rate, prospects): (f64, &Prospects),
+) -> u32 {
+    let (mut survival, mut wait) = (1.0, 0);
+    for place in 0..4u32 {
+        let a = calibration.of_place(place).min(0.999);
+        survival *= a;
+        // tau a^(g0+1) (1 - a) / (1 - a^n) with passes that take what is drafted beside them.
+        let each =
+            (pass_ns / draft.step_ns.max(1.0)).clamp(1.0, f64::from(DRAFT_TOKENS_MAX)) as u32;
+        let rounds = (1.0 - a) / (1.0 - outrider_plans::cost::formula::power(a, each));
+        let brings_ns = pass_ns * survival * rounds;
+        let waits_ns = draft.step_ns + prospects.row_floors[place as usize] / rate.max(1e-12);
+        if brings_ns <= waits_ns {
+            break;
+        }
+        wait += 1;
+    }
+    wait
+}
+
+/// The largest convex curve that is nowhere above `values`: what a marginal rule may be applied to.
+fn convex_below(values: &[f64]) -> Vec<f64> {
+    let mut corners: Vec<usize> = Vec::with_capacity(values.len());
+    let slope = |from: usize, to: usize| (values[to] - values[from]) / (to - from) as f64;
+    for next in 0..values.len() {
+        while let [.., before, last] = corners[..]
+            && slope(before, last) >= slope(last, next)
+        {
+            corners.pop();
+        }
+        corners.push(next);
+    }
+    let mut curve = values.to_vec();
+    for pair in corners.windows(2) {
+        let (from, to) = (pair[0], pair[1]);
+        for at in from + 1..to {
+            curve[at] = values[from] + slope(from, to) * (at - from) as f64;
+        }
+    }
+    curve
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::calibration::{Calibration, Noise, Outcome, Trust};
+    use super::super::times::{DraftTime, PassTimes};
+    use super::{Prospects, Rates, Reach, Rhythm, Tail, convex_below};
+
+    /// A calibration to which drafts are right with this probability, whatever their confidence.
+    fn calibration(right_percent: u32) -> Calibration {
+        let mut calibration = Calibration::default();
+        for i in 0..4000u32 {
+            let accepted = i / 15 * 37 % 100 < right_percent;
+            calibration.note(Noise::Greedy, Outcome { place: i % 15, confidence: 0.95, accepted });
+        }
+        calibration
+    }
+
+    fn reach(calibration: &Calibration, times: (&[(u32, u64)], f64), company: u32) -> Reach {
+        let passes = PassTimes::new(times.0);
+        let draft = Some(DraftTime { start_ns: 10.0, step_ns: times.1 });
+        let rhythm = Rhythm::Alternating;
+        let rates = Rates { passes: &passes, draft, turn_ns: 0.0, rhythm, calibration };
+        let (trust, noise) = (Trust::default(), Noise::Greedy);
+        let tail = Tail { confidences: &[], place: 0, trust, noise };
+        Prospects::new(&rates, company, 128, None).reach(calibration, tail)
+    }
+
+    const FLAT: &[(u32, u64)] = &[(1, 1000), (2, 1050), (4, 1150), (8, 1350), (16, 1800)];
+    const STEEP: &[(u32, u64)] = &[(1, 1000), (2, 1900), (4, 3700), (8, 7300), (16, 14600)];
+
+    #[test]
+    fn a_good_cheap_draft_goes_far_and_a_bad_one_nowhere() {
+        let good = reach(&calibration(90), (FLAT, 80.0), 1);
+        assert!(good.steps >= 6, "{good:?}");
+        let poor = reach(&calibration(40), (FLAT, 80.0), 1);
+        assert!((1..4).contains(&poor.steps), "{poor:?}");
+        assert_eq!(reach(&calibration(3), (FLAT, 80.0), 1).steps, 0);
+    }
+
+    #[test]
+    fn a_slow_draft_and_a_steep_pass_are_not_worth_it() {
+        assert_eq!(reach(&calibration(90), (FLAT, 1200.0), 1).steps, 0);
+        assert_eq!(reach(&calibration(90), (STEEP, 80.0), 1).steps, 0);
+    }
+
+    /// Where a pass of many rows computes instead of waiting for memory, company makes drafts worthless.
+    #[test]
+    fn speculation_fades_as_company_grows() {
+        let bound = [(1, 1000), (4, 1100), (8, 1300), (16, 2500), (32, 5000), (64, 10_000)];
+        let steps = |company| reach(&calibration(75), (&bound, 80.0), company).steps;
+        assert!(steps(1) >= 3 && steps(1) >= steps(4), "{} {}", steps(1), steps(4));
+        assert_eq!(steps(32), 0);
+    }
+
+    #[test]
+    fn doubt_ends_what_is_offered() {
+        let calibration = Calibration::default();
+        let passes = PassTimes::new(FLAT);
+        let draft = Some(DraftTime { start_ns: 0.0, step_ns: 80.0 });
+        let rhythm = Rhythm::Overlapping;
+        let rates =
+            Rates { passes: &passes, draft, turn_ns: 0.0, rhythm, calibration: &calibration };
+        let prospects = Prospects::new(&rates, 1, 128, None);
+        let offered = |confidences: &[f32]| {
+            let (trust, noise) = (Trust::default(), Noise::Greedy);
+            prospects.reach(&calibration, Tail { confidences, place: 0, trust, noise }).offer
+        };
+        assert_eq!(offered(&[0.99, 0.97, 0.99]), 3);
+        assert_eq!(offered(&[0.99, 0.01, 0.99]), 1);
+        assert_eq!(offered(&[0.01, 0.99]), 0);
+    }
+
+    #[test]
+    fn a_curve_is_made_convex_from_below() {
+        assert_eq!(convex_below(&[1.0, 4.0, 3.0, 4.0]), [1.0, 2.0, 3.0, 4.0]);
+        assert_eq!(convex_below(&[1.0, 2.0, 4.0]), [1.0, 2.0, 4.0]);
+        assert_eq!(convex_below(&[5.0]), [5.0]);
+    }
+}
