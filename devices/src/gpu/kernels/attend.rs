@@ -260,7 +260,10 @@ impl JoinSpans {
         w.line("let at = state[group.y];");
         w.line("let whole = select(0u, at.y + 1u, at.w != 0u);");
         w.line(format!("let count = (whole + {}u) / {}u;", spans.span - 1, spans.span));
-        w.line(format!("let origin = (group.y * {heads}u + group.x) * {}u;", spans.words(head_dim)));
+        w.line(format!(
+            "let origin = (group.y * {heads}u + group.x) * {}u;",
+            spans.words(head_dim)
+        ));
         w.line("var most = -3.0e38;");
         w.line(format!(
             "for (var s = 0u; s < count; s += 1u) {{ most = max(most, shares[origin + s * {words}u].x); }}"
