@@ -3,12 +3,14 @@
 //! *Invariant:* a subcommand parses, calls and prints; what it prints about comes from the other crates.
 
 mod bench;
+mod calibrate;
 mod devices;
 mod generate;
 mod models;
 mod plan;
 mod plan_file;
 mod plan_remote;
+mod search;
 mod select;
 mod serve;
 
@@ -20,6 +22,7 @@ use outrider_devices::leave::leave;
 use tracing_subscriber::EnvFilter;
 
 pub use select::Selection;
+pub(crate) use select::build_info;
 
 /// Makes a language model answer faster on hardware you own: a small draft model rides ahead, the target model
 /// verifies, each on the compute unit where it belongs. The text is exactly what the target alone would write.
@@ -46,6 +49,8 @@ enum Command {
     /// Look into partition plans.
     #[command(subcommand)]
     Plan(plan::PlanCommand),
+    /// Measure this machine with these models, so that plans can be chosen and their speed foreseen.
+    Calibrate(calibrate::CalibrateArguments),
     /// Measure plans side by side on the same prompts.
     Bench(bench::BenchArguments),
 }
@@ -66,6 +71,7 @@ pub fn run() -> ! {
         Some(Command::Devices(arguments)) => devices::run(&arguments),
         Some(Command::Models(command)) => models::run(command),
         Some(Command::Plan(command)) => plan::run(command),
+        Some(Command::Calibrate(arguments)) => calibrate::run(arguments),
         Some(Command::Bench(arguments)) => bench::run(arguments),
     };
     // Units' threads may still be in a GPU's driver, which must not be torn down under them.

@@ -11,6 +11,7 @@ use super::plan_file::{self, Watch};
 use super::{CliError, Selection, in_system};
 use crate::engine::Engine;
 use crate::gateway::{self, GatewayOptions};
+use crate::planner::{self, Planner, Policy};
 
 /// How often samples of the metrics are moved into their buckets.
 const METRICS_UPKEEP: Duration = Duration::from_secs(5);
@@ -32,6 +33,10 @@ pub(super) struct ServeArguments {
     /// Look at the plan file once a second and run what it says whenever it has changed. Needs --plan with a file.
     #[arg(long, env = "OUTRIDER_WATCH", requires = "plan")]
     watch: bool,
+    /// What the planner does with a plan that would be faster: auto runs it, advise says so in the log, off does neither. Works
+    /// where a calibration holds.
+    #[arg(long, value_name = "POLICY", env = "OUTRIDER_PLANNER", default_value_t)]
+    planner: Policy,
     /// How long open requests may take to end after SIGTERM, seconds.
     #[arg(long, value_name = "S", env = "OUTRIDER_DRAIN_S", default_value_t = 30)]
     drain_s: u64,
@@ -40,7 +45,13 @@ pub(super) struct ServeArguments {
 #[expect(clippy::print_stderr, reason = "the command's own output")]
 pub(super) fn run(arguments: ServeArguments) -> Result<(), CliError> {
     in_system(async move {
-        let engine = arguments.selection.engine().await?;
+        let (tap, timings) = crossbeam_channel::bounded(planner::TIMINGS_MAX);
+        let engine = arguments.selection.engine_watched(Some(tap)).await?;
+        if let Some(foresight) = arguments.selection.foresight() {
+            let planner = Planner::new(foresight, (*engine.plan()).clone());
+            let watch = planner::watch(engine.clone(), timings, (planner, arguments.planner));
+            actix::spawn(watch);
+        }
         let options = GatewayOptions {
             host: arguments.host,
             port: arguments.port,
