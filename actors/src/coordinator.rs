@@ -82,8 +82,11 @@ impl Coordinator {
             // Units first: they compute while readers are told.
             let mut actions = self.scheduler.step(event);
             let for_units = |action: &Action| {
-                use Action::{Release, RunDraft, RunTarget};
-                matches!(action, RunTarget { .. } | RunDraft { .. } | Release { .. })
+                use Action::{Release, RunDraft, RunTarget, RunWarm};
+                matches!(
+                    action,
+                    RunTarget { .. } | RunDraft { .. } | RunWarm { .. } | Release { .. }
+                )
             };
             actions.sort_by_key(|action| !for_units(action));
             for action in actions {

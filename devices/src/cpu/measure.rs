@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::CpuDevice;
+use super::kernels::fetch_ahead;
 use super::memory::Pages;
 use crate::batch::{Batch, Segment, SequenceId, Want};
 use crate::device::{Device, DeviceError, Executable, MemoryUse, SlotLimits};
@@ -144,13 +145,14 @@ pub fn read_bandwidth(
     for (i, x) in array.iter_mut().enumerate() {
         *x = i as u64;
     }
-    let lines = array.as_chunks::<64>().0;
+    let lines = array.as_chunks::<8>().0;
     let mut best = Duration::MAX;
     for _ in 0..=repeats {
         let start = Instant::now();
         device.team.run(&|member| {
-            let mut sums = [0u64; 64];
+            let mut sums = [0u64; 8];
             for line in &lines[member.share(lines.len())] {
+                fetch_ahead(line);
                 for (sum, x) in sums.iter_mut().zip(line) {
                     *sum ^= x;
                 }

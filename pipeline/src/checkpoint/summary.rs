@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
+use outrider_devices::cpu::CpuDevice;
 use serde::Serialize;
 
 use super::{Checkpoint, CheckpointError, CheckpointKind, RopeScaling, Tied};
@@ -20,6 +21,8 @@ pub struct FormatUse {
     pub parameters: u64,
     /// Bytes in the file.
     pub bytes: u64,
+    /// The format in which the CPU unit computes with them: the same, or the one that they are converted to at load.
+    pub cpu_format: String,
 }
 
 /// What a checkpoint contains.
@@ -110,18 +113,31 @@ impl Checkpoint {
         let mut uses = BTreeMap::<_, FormatUse>::new();
         for (name, entry) in &self.tensors.entries {
             let (class, format) = (class(name), entry.format.to_string());
+            let cpu_format = CpuDevice::stored_format(entry.format).to_string();
             let entry_use = uses.entry((class, format.clone())).or_insert(FormatUse {
                 class,
                 format,
                 tensors: 0,
                 parameters: 0,
                 bytes: 0,
+                cpu_format,
             });
             entry_use.tensors += 1;
             entry_use.parameters += entry.dimensions.iter().product::<usize>() as u64;
             entry_use.bytes += entry.range.len() as u64;
         }
         uses.into_values().collect()
+    }
+}
+
+impl FormatUse {
+    /// What happens to them at load, for people: nothing to say of norms, which are few and always computed in `F32`.
+    fn on_the_cpu(&self) -> String {
+        match self.class {
+            "norm" => String::new(),
+            _ if self.cpu_format == self.format => "; repacked at load as they are".to_owned(),
+            _ => format!("; converted at load to {}", self.cpu_format),
+        }
     }
 }
 
@@ -170,12 +186,13 @@ impl fmt::Display for Summary {
         for used in &self.formats {
             writeln!(
                 f,
-                "  {:<13} {} tensors in {}, {:.1} M parameters, {:.1} MiB",
+                "  {:<13} {} tensors in {}, {:.1} M parameters, {:.1} MiB{}",
                 used.class,
                 used.tensors,
                 used.format,
                 million(used.parameters),
-                mib(used.bytes)
+                mib(used.bytes),
+                used.on_the_cpu()
             )?;
         }
         let bos = self.bos.map_or("none".to_owned(), |id| id.to_string());

@@ -62,7 +62,7 @@ fn checked<const R: usize>(
 
 /// Asks for the `LINES` cache lines that lie [`AHEAD`] of `weights`, in this tile or beyond.
 #[inline(always)]
-fn fetch_ahead<const LINES: usize>(weights: *const u8) {
+pub(super) fn fetch_ahead<const LINES: usize>(weights: *const u8) {
     for line in 0..LINES {
         let place = weights.wrapping_add(AHEAD + line * 64);
         // SAFETY: a hint, which reads nothing and is ignored where nothing is mapped.

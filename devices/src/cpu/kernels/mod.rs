@@ -27,6 +27,14 @@ pub(crate) mod tile;
 pub(crate) use attention::{CachedHead, QUERIES, Queries};
 pub(crate) use table::Kernels;
 
+/// Asks for the memory some way ahead of `place`, as the kernels do for their weights; a hint.
+pub(crate) fn fetch_ahead<T>(place: &T) {
+    #[cfg(target_arch = "x86_64")]
+    dot_x86::fetch_ahead::<1>(std::ptr::from_ref(place).cast());
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = place;
+}
+
 /// Most rows of one call of a dot kernel.
 pub(crate) const ROWS: usize = 8;
 
