@@ -4,7 +4,7 @@
 //! [`Scheduler::step`] and the messages that come of it; nothing here waits. A reply counts only if its round is under
 //! way and its route is the one in use.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -39,6 +39,8 @@ pub struct Coordinator {
     /// The plan that waits for the end of the running rounds.
     next: Option<CutOver>,
     lost: BTreeMap<InstanceId, Loss>,
+    /// Units that died: messages to them are answered by nobody.
+    dead: BTreeSet<InstanceId>,
     /// Who hears of warming and of the cut-over; nobody before the first plan runs.
     supervisor: Option<Superior>,
     sequences: u64,
@@ -68,6 +70,7 @@ impl Coordinator {
             warming: BTreeMap::new(),
             next: None,
             lost: BTreeMap::new(),
+            dead: BTreeSet::new(),
             supervisor: None,
             sequences: 0,
             draining: false,
@@ -400,6 +403,7 @@ impl Coordinator {
         info!(%epoch, target = ?target_caches, draft = ?draft_caches, "cut over");
         let takeover = Takeover { policy, units, target: target_caches, draft: draft_caches };
         self.step(Event::CutOver(takeover));
+        self.suspend_dead();
         if let Some(superior) = &self.supervisor {
             superior.cut_over.do_send(CutOverDone { epoch });
         }
@@ -449,6 +453,7 @@ impl Handler<UnitLost> for Coordinator {
 
     fn handle(&mut self, message: UnitLost, context: &mut Self::Context) {
         let UnitLost { unit, instance, reason } = message;
+        self.dead.insert(instance);
         let runs_on = |route: &Arc<Route>| route.hops.iter().any(|hop| hop.instance == instance);
         if self.warming.values().any(|warming| runs_on(&warming.route)) {
             self.stop_warming(Some(format!("unit {unit} was lost: {reason}")));
@@ -490,6 +495,27 @@ impl Coordinator {
         }
     }
 
+    /// A unit may have died while a plan with it took over: its rounds wait until it is rebuilt.
+    fn suspend_dead(&mut self) {
+        for role in [ModelRole::Target, ModelRole::Draft] {
+            let hops = self.route(role).into_iter().flat_map(|route| &route.hops);
+            let dead = hops.filter(|hop| self.dead.contains(&hop.instance));
+            let dead: Vec<_> = dead.map(|hop| (hop.instance, hop.unit.clone())).collect();
+            if !dead.is_empty() {
+                self.suspend(role);
+            }
+            for (instance, unit) in dead.into_iter().filter(|_| role == ModelRole::Target) {
+                let reason = "it died while the plan took over".to_owned();
+                self.lost.entry(instance).or_insert(Loss { unit, reason, hopeless: false });
+            }
+        }
+        let routes = self.target.iter().chain(&self.draft);
+        let next = self.next.iter().flat_map(|next| next.target.iter().chain(&next.draft));
+        let hops = routes.flat_map(|route| &route.hops).chain(next);
+        let in_use: BTreeSet<_> = hops.map(|hop| hop.instance).collect();
+        self.dead.retain(|instance| in_use.contains(instance));
+    }
+
     /// The target cannot finish what is open. (Without its draft, decoding goes on.)
     fn give_up(&mut self, reason: &str) {
         for sequence in self.ledger.open_sequences() {
@@ -507,6 +533,7 @@ impl Handler<Reroute> for Coordinator {
         self.draft = self.new_route((ModelRole::Draft, self.epoch), draft, context);
         for role in rebuilt {
             info!(%role, "rebuilding its caches from tokens");
+            self.suspend(role);
             self.step(Event::CachesLost { role });
         }
         if self.target.is_some() {
@@ -516,6 +543,7 @@ impl Handler<Reroute> for Coordinator {
         if self.draft.is_some() {
             self.step(Event::Resume { role: ModelRole::Draft });
         }
+        self.suspend_dead();
         self.cut_over_if_due(context);
     }
 }

@@ -10,7 +10,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use actix::prelude::{Actor, Addr, Arbiter, ArbiterHandle};
 use outrider_devices::{SequenceId, SlotLimits};
-use outrider_observability::{HttpMetrics, Registry, RejectionReason, RunningPlan};
+use outrider_observability::{HttpMetrics, PlanMetrics, Registry, RejectionReason, RunningPlan};
 use outrider_pipeline::lookup::Ngrams;
 use outrider_pipeline::scheduler::{
     Admission, GenerationParams, Prefixes, RoleLimits, Scheduler, SchedulerConfig, Units,
@@ -383,6 +383,11 @@ impl Engine {
         Arc::clone(&self.plan_view().plan)
     }
 
+    /// What the running plan and its forecasts report to.
+    pub fn plan_metrics(&self) -> &PlanMetrics {
+        &self.shared.registry.plan
+    }
+
     /// The running plan with its number, and how it came to run.
     pub fn plan_view(&self) -> Arc<PlanView> {
         Arc::clone(&self.shared.view.borrow())
@@ -458,26 +463,38 @@ impl Engine {
 }
 
 fn scheduler(pair: &Pair, plan: &PartitionPlan, limits: EngineLimits, context: usize) -> Scheduler {
-    let model = &pair.target;
-    let tokenizer = Arc::clone(model.tokenizer());
+    let tokenizer = Arc::clone(pair.target.tokenizer());
+    let vocabulary = pair.target.config().shape.vocabulary as u32;
+    let end_of_text = pair.target.config().special.eos.iter().copied().collect();
+    Scheduler::new(
+        frame(plan, (vocabulary, end_of_text), limits, context),
+        Box::new(move || Box::new(Detokenizer::at_start(Arc::clone(&tokenizer)))),
+    )
+}
+
+/// The scheduler's frame under a plan: the same in service and in a rehearsal. `tokens` are the number of tokens and those
+/// that end a text, `context` the positions of one sequence.
+pub fn frame(
+    plan: &PartitionPlan,
+    tokens: (u32, Arc<[u32]>),
+    limits: EngineLimits,
+    context: usize,
+) -> SchedulerConfig {
+    let (vocabulary, end_of_text) = tokens;
     let role = RoleLimits { rows_max: ROWS_MAX as u32, positions_max: context as u32 };
     let (policy, units) = rules(plan);
-    let config = SchedulerConfig {
+    SchedulerConfig {
         sequences_max: limits.parallel,
         queue_max: limits.queue,
         queue_tokens_max: limits.queue_tokens,
         prefixes: limits.prefixes,
         target: role,
         draft: role,
-        vocabulary: model.config().shape.vocabulary as u32,
-        end_of_text: model.config().special.eos.iter().copied().collect(),
+        vocabulary,
+        end_of_text,
         policy,
         units,
-    };
-    Scheduler::new(
-        config,
-        Box::new(move || Box::new(Detokenizer::at_start(Arc::clone(&tokenizer)))),
-    )
+    }
 }
 
 /// The rules for drafting under a plan, and whether its models share units.

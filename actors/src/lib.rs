@@ -8,10 +8,12 @@
 //!
 //! *Invariant:* nothing here computes a logit or decides what is accepted.
 
+pub mod calibrate;
 pub mod cli;
 pub mod coordinator;
 pub mod engine;
 pub mod fleet;
+pub mod foresight;
 pub mod gateway;
 mod gpu_tuning;
 mod ledger;
@@ -19,6 +21,7 @@ pub mod messages;
 pub mod meter;
 mod notify;
 pub mod pair;
+pub mod planner;
 pub mod request;
 pub mod supervisor;
 pub mod unit;

@@ -7,6 +7,7 @@ pub mod draft_policy;
 pub mod lookup;
 pub mod model;
 pub mod pair;
+pub mod rehearsal;
 pub mod scheduler;
 pub mod shipped;
 pub mod speculator;

@@ -5,6 +5,7 @@
 //!
 //! *Invariant:* pure data and arithmetic. Nothing here knows a device, an actor or a clock.
 
+pub mod board;
 pub mod check;
 pub mod context;
 pub mod cost;
@@ -16,11 +17,13 @@ pub mod machine;
 pub mod mode;
 pub mod plan;
 pub mod role;
+pub mod search;
 pub mod shipped;
 pub mod spec;
 pub mod swap;
 mod wording;
 
+pub use board::{Board, BoardError, shipped_boards};
 pub use context::{CacheLimits, HeadWeights, ModelShape, PlanContext, StageMemory};
 pub use cost::{
     Acceptance, CostModel, Costs, Forecast, ForecastError, LinkProfile, TimeTable, UnitClass,
@@ -33,6 +36,7 @@ pub use machine::{Adapter, AdapterKind, Core, Machine};
 pub use mode::{DraftTokens, Mode, ModeKind};
 pub use plan::{PartitionPlan, Placement, PlanEpoch, PlanId, UnitKind, UnitSpec};
 pub use role::{ModelRole, StageId, UnitId};
+pub use search::{Candidate, Composition, Objective};
 pub use shipped::{ShippedPlan, shipped, shipped_plan};
 pub use spec::PlanSpec;
 pub use swap::{Caches, Proposal, Reason, Swap, SwapError, SwapReport};

@@ -3,6 +3,7 @@
 //! *Invariant:* a subcommand parses, calls and prints; what it prints about comes from the other crates.
 
 mod bench;
+mod calibrate;
 mod config;
 mod devices;
 mod doctor;
@@ -12,6 +13,7 @@ mod models;
 mod plan;
 mod plan_file;
 mod plan_remote;
+mod search;
 mod select;
 mod serve;
 mod settings;
@@ -22,6 +24,7 @@ use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 use outrider_devices::leave::leave;
 
 pub use select::Selection;
+pub(crate) use select::build_info;
 use settings::Settings;
 
 /// Makes a language model answer faster on hardware you own: a small draft model rides ahead, the target model
@@ -57,6 +60,8 @@ enum Command {
     Config(config::ConfigCommand),
     /// Try everything that a service needs on this machine, and say what to do where it fails.
     Doctor(Box<doctor::DoctorArguments>),
+    /// Measure this machine with these models, so that plans can be chosen and their speed foreseen.
+    Calibrate(calibrate::CalibrateArguments),
     /// Measure plans side by side on the same prompts.
     Bench(bench::BenchArguments),
 }
@@ -125,6 +130,7 @@ fn dispatch(
             config::run(command, settings, named.map_or(matches, |(_, matches)| matches))
         }
         Some(Command::Doctor(arguments)) => doctor::run(*arguments, settings),
+        Some(Command::Calibrate(arguments)) => calibrate::run(arguments),
         Some(Command::Bench(arguments)) => bench::run(arguments),
     }
 }

@@ -2,15 +2,21 @@
 
 use clap::{Args, Subcommand};
 use outrider_plans::{PartitionPlan, shipped};
+use serde::Serialize;
 
+use super::calibrate::CalibrationPlace;
+use super::search::{self, SearchArguments};
 use super::{CliError, Selection, plan_remote, print_json, select::named_plan};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum PlanCommand {
     /// List the shipped plans, and whether each can run here.
     List(PlanArguments),
-    /// Say what runs where under a plan, and what it needs. Default: the plan that would be chosen.
+    /// Say what runs where under a plan, and what it needs; where a calibration holds also how fast it will be, where each
+    /// microsecond goes, and what would change that. Default: the plan that would be chosen.
     Explain(PlanArguments),
+    /// Find the best plan for this machine, or for a board that is not here.
+    Search(SearchArguments),
     /// Give a running service another plan; requests go on.
     Apply(plan_remote::ApplyArguments),
     /// Say what a plan would change in a running service, without doing it.
@@ -31,9 +37,19 @@ pub(super) struct PlanArguments {
     name: Option<String>,
     #[command(flatten)]
     selection: Selection,
+    #[command(flatten)]
+    place: CalibrationPlace,
     /// Print JSON.
     #[arg(long)]
     json: bool,
+}
+
+/// What `plan explain --json` prints: the plan, and its forecast if there is one.
+#[derive(Serialize)]
+struct Explanation<'a> {
+    #[serde(flatten)]
+    plan: &'a PartitionPlan,
+    forecast: Option<&'a search::Explained>,
 }
 
 impl PlanArguments {
@@ -50,11 +66,18 @@ pub(super) fn run(command: PlanCommand) -> Result<(), CliError> {
     match command {
         PlanCommand::Explain(arguments) => {
             let plan = arguments.plan()?;
+            let explained = search::explain(&plan, &arguments.selection, &arguments.place);
             if arguments.json {
-                return print_json(&plan);
+                let forecast = explained.as_ref().ok();
+                return print_json(&Explanation { plan: &plan, forecast });
             }
             println!("{plan}");
+            match explained {
+                Ok(explained) => explained.print(&plan),
+                Err(error) => println!("no forecast: {error}"),
+            }
         }
+        PlanCommand::Search(arguments) => return search::run(&arguments),
         PlanCommand::Validate(arguments) => {
             let plan = arguments.plan()?;
             println!("plan {} ({}) is right for this machine", plan.name, plan.fingerprint());

@@ -13,7 +13,10 @@ use outrider_plans::{
 };
 
 use super::CliError;
+use super::calibrate::CalibrationPlace;
 use crate::engine::{Engine, EngineLimits, EngineOptions};
+use crate::foresight::Foresight;
+use crate::meter::TimingTap;
 use crate::pair::Pair;
 
 /// Which models to run, and how.
@@ -95,10 +98,28 @@ impl Selection {
 
     /// Starts the engine that all this describes.
     pub async fn engine(&self) -> Result<Engine, CliError> {
+        self.engine_watched(None).await
+    }
+
+    /// The same, with every job told to `timings`.
+    pub(super) async fn engine_watched(
+        &self,
+        timings: Option<TimingTap>,
+    ) -> Result<Engine, CliError> {
         let pair = self.pair()?;
         let plan = self.plan(&pair)?;
         let registry = Arc::new(Registry::new(build_info()));
-        Ok(Engine::start(EngineOptions::new(pair, plan, self.limits(), registry)).await?)
+        let options = EngineOptions::new(pair, plan, self.limits(), registry);
+        Ok(Engine::start(EngineOptions { timings, ..options }).await?)
+    }
+
+    /// Forecasts for this machine and these models, if a calibration holds.
+    pub(super) fn foresight(&self) -> Option<Foresight> {
+        let pair = self.pair().ok()?;
+        let limits = self.limits();
+        let context = limits.plan_context(&pair);
+        let fresh = CalibrationPlace::from_environment().load(&pair, &context).ok()?;
+        Some(Foresight::here(&pair, limits, &fresh.calibration, 1))
     }
 
     /// The plan to run, checked against this machine and these models.
@@ -108,7 +129,9 @@ impl Selection {
             Some(name) => named_plan(name, &context)?,
             None => match self.mode {
                 Some(kind) => default_plan_in(kind, &context)?,
-                None => default_plan(&context)?,
+                None => {
+                    calibrated_plan(pair, &context).map_or_else(|| default_plan(&context), Ok)?
+                }
             },
         };
         let plan = match self.mode {
@@ -118,6 +141,30 @@ impl Selection {
         match self.draft_tokens {
             Some(depth) => Ok(plan.with_mode(plan.mode.with_draft_tokens(depth)?)?),
             None => Ok(plan),
+        }
+    }
+}
+
+/// The plan that was found best when this machine was calibrated with these models, if that still holds.
+fn calibrated_plan(pair: &Pair, context: &PlanContext) -> Option<PartitionPlan> {
+    match CalibrationPlace::from_environment().load(pair, context) {
+        Ok(fresh) => {
+            let plan = PartitionPlan::from_toml(&fresh.calibration.best_plan, None, context);
+            match plan {
+                Ok(plan) => {
+                    let (path, plan_name) = (fresh.path.display(), plan.name.as_str());
+                    tracing::info!(%path, plan_name, "the plan that calibration found best");
+                    Some(plan)
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "the plan that calibration found best does not fit any more");
+                    None
+                }
+            }
+        }
+        Err(error) => {
+            tracing::info!(%error, "the default plan runs; a calibrated one may be faster");
+            None
         }
     }
 }
@@ -159,7 +206,7 @@ fn plan_in_mode(
 }
 
 /// What this build is.
-pub(super) fn build_info() -> BuildInfo {
+pub(crate) fn build_info() -> BuildInfo {
     let target = format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS);
     BuildInfo { version: env!("CARGO_PKG_VERSION").into(), target }
 }

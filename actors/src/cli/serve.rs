@@ -17,6 +17,7 @@ use super::{CliError, Selection, in_system};
 use crate::engine::Engine;
 use crate::gateway::{self, GatewayOptions, Keys};
 use crate::notify::Notifier;
+use crate::planner::{self, Planner, Policy};
 
 /// How often samples are moved into their histograms.
 const UPKEEP: Duration = Duration::from_secs(5);
@@ -70,6 +71,10 @@ pub(super) struct ServeArguments {
     #[arg(long, env = "OUTRIDER_WATCH", num_args = 0..=1, default_missing_value = "true")]
     #[arg(default_value_t = false, action = ArgAction::Set, value_name = "YES")]
     watch: bool,
+    /// What the planner does with a plan that would be faster: auto runs it, advise says so in the log, off does neither. Works
+    /// where a calibration holds.
+    #[arg(long, value_name = "POLICY", env = "OUTRIDER_PLANNER", default_value_t)]
+    planner: Policy,
     /// How long open requests may take to end after SIGTERM, seconds.
     #[arg(long, value_name = "S", env = "OUTRIDER_DRAIN_S", default_value_t = 30)]
     drain_s: u64,
@@ -162,7 +167,13 @@ fn keys_in(file: &Path) -> Result<Vec<String>, DoorError> {
 pub(super) fn run(arguments: ServeArguments) -> Result<(), CliError> {
     let options = arguments.gateway()?;
     in_system(async move {
-        let engine = arguments.selection.engine().await?;
+        let (tap, timings) = crossbeam_channel::bounded(planner::TIMINGS_MAX);
+        let engine = arguments.selection.engine_watched(Some(tap)).await?;
+        if let Some(foresight) = arguments.selection.foresight() {
+            let planner = Planner::new(foresight, (*engine.plan()).clone());
+            let watch = planner::watch(engine.clone(), timings, (planner, arguments.planner));
+            actix::spawn(watch);
+        }
         let (server, addresses) = gateway::listen(engine.clone(), &options).map_err(|error| {
             format!("cannot listen on {}:{}: {error}", options.host, options.port)
         })?;

@@ -173,6 +173,7 @@ impl ServeError {
             Self::Refused(Refusal::Unavailable { .. }) => Some(RejectionReason::NotReady),
             Self::Unauthorised | Self::Forbidden(_) => Some(RejectionReason::Unauthorised),
             Self::Lost(_) | Self::Cancelled | Self::DeadlinePassed(_) => None,
+            Self::Failed(_) | Self::Swap(_) => None,
             _ => Some(RejectionReason::Invalid),
         }
     }

@@ -62,7 +62,9 @@ impl Supervisor {
         let (blueprint, down) = (self.blueprint.clone(), context.address().recipient());
         let mut fleet = self.fleet.apart();
         let rebuild = async move {
-            tokio::time::sleep(wait).await;
+            if !wait.is_zero() {
+                tokio::time::sleep(wait).await;
+            }
             let built = fleet.build(&blueprint, key.clone(), stages, down).await;
             Rebuilt { key, built: built.map(|()| fleet) }
         };

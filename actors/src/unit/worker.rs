@@ -9,7 +9,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
-use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use outrider_devices::{Device, DeviceError, Executable, MemoryUse, SequenceId};
@@ -30,9 +29,9 @@ const JOBS_MAX: usize = 1024;
 pub enum Workplace {
     /// Each on a thread of its own.
     Threads,
-    /// All on the actors' thread, for a simulation whose clock is made to jump: a job is done at once, and reported when
-    /// the time that the closure says has passed; never, if it says none.
-    Inline(Arc<dyn Fn(&UnitId) -> Option<Duration> + Send + Sync>),
+    /// All on the actors' thread, for a simulation: a job is done at once, and reported when the other tasks of the thread
+    /// have had as many turns as the closure says; never, if it says none. So what happens depends on no clock.
+    Inline(Arc<dyn Fn(&UnitId) -> Option<u32> + Send + Sync>),
 }
 
 /// What a worker is asked to do.
@@ -160,32 +159,33 @@ impl Desk {
         Ok(())
     }
 
-    /// As [`Desk::work`], beside other tasks of one thread. `pause` says how long the job that was just done took.
+    /// As [`Desk::work`], beside other tasks of one thread. `pause` says how many turns the job that was just done took.
     async fn work_inline(
         mut self,
         factory: &DeviceFactory,
         inbox: &Receiver<Job>,
         reports: &Reports,
-        pause: impl Fn() -> Option<Duration>,
+        pause: impl Fn() -> Option<u32>,
     ) -> Result<(), String> {
         let mut device = open(factory)?;
         loop {
             let job = match inbox.try_recv() {
                 Ok(job) => job,
                 Err(crossbeam_channel::TryRecvError::Disconnected) => return Ok(()),
-                // The finest step of the clock: nobody is woken by a channel that knows no tasks.
+                // Nobody is woken by a channel that knows no tasks.
                 Err(crossbeam_channel::TryRecvError::Empty) => {
-                    tokio::time::sleep(Duration::from_millis(1)).await;
+                    tokio::task::yield_now().await;
                     continue;
                 }
             };
             let Done { report, broken } = self.perform(job, device.as_mut());
-            match pause() {
-                Some(time) => tokio::time::sleep(time).await,
-                None => {
-                    self.progress.steps.fetch_add(1, Ordering::AcqRel);
-                    std::future::pending().await
-                }
+            let Some(turns) = pause() else {
+                // At work for ever, as whoever watches it sees.
+                self.progress.steps.fetch_add(1, Ordering::AcqRel);
+                return std::future::pending().await;
+            };
+            for _ in 0..turns {
+                tokio::task::yield_now().await;
             }
             report.into_iter().for_each(|report| reports.send(report));
             broken.map_or(Ok(()), Err)?;

@@ -43,10 +43,8 @@ pub struct Forecast {
     pub memory_bytes: BTreeMap<UnitId, u64>,
     /// Energy of one token by the units' power while they compute, nanojoules: a proxy.
     pub energy_nj_per_token: u64,
-    /// Where a round's time goes; what units do beside each other is listed too.
+    /// Where a round's time goes. Where units work beside each other the shares add up to more than the round.
     pub shares: Vec<Share>,
-    /// Mean time of a round in which nothing of the above happens: units wait for each other.
-    pub idle_ns: u64,
 }
 
 impl Forecast {
@@ -101,9 +99,6 @@ impl fmt::Display for Forecast {
                 purpose.to_string()
             );
             writeln!(f, "{}", line.trim_end())?;
-        }
-        if self.idle_ns > 0 {
-            writeln!(f, "  {:>12} us          waiting", thousandths(self.idle_ns, 1000))?;
         }
         for (unit, permille) in &self.utilisation_permille {
             let mark = if self.bottleneck() == Some(unit) { ", the bottleneck" } else { "" };

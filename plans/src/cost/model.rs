@@ -13,6 +13,7 @@ use super::profile::{
 };
 use super::times::{PlanTimes, StageTimes};
 use crate::context::{HeadWeights, PlanContext};
+use crate::mode::Mode;
 use crate::plan::{PartitionPlan, UnitSpec};
 use crate::role::{ModelRole, StageId, UnitId};
 
@@ -53,6 +54,10 @@ pub struct Contention {
     pub target_permille: u32,
     /// How much longer the draft's jobs take meanwhile.
     pub draft_permille: u32,
+    /// Further time of a pass of the target where both take turns: its unit has slept meanwhile.
+    pub target_apart_ns: i64,
+    /// The same of a draft job.
+    pub draft_apart_ns: i64,
 }
 
 /// Why there is no forecast.
@@ -143,7 +148,16 @@ impl CostModel {
             }
             Ok(stages)
         };
-        let (target, draft) = (chain(ModelRole::Target)?, chain(ModelRole::Draft)?);
+        let (mut target, mut draft) = (chain(ModelRole::Target)?, chain(ModelRole::Draft)?);
+        if let (Some(one), Some(other)) = (target.first_mut(), draft.first_mut())
+            && one.unit != other.unit
+            && !matches!(plan.mode, Mode::Overlap { .. })
+            && let Some(found) =
+                self.measured_contention(&units[&one.unit].0, &units[&other.unit].0)
+        {
+            one.around.target_ns += found.target_apart_ns;
+            other.around.draft_ns += found.draft_apart_ns;
+        }
         let slowed = self.slowdown(plan, context, &units);
         let power_mw =
             units.iter().map(|(u, (_, profile))| (u.clone(), profile.power_mw)).collect();
@@ -258,7 +272,8 @@ fn between((a, low): (u32, &UnitProfile), (b, high): (u32, &UnitProfile), k: u32
         memory: low.memory,
         roles: low.roles.iter().filter_map(role).collect(),
         around: super::profile::AroundJobs {
-            hop_ns: mix_u(x.hop_ns, y.hop_ns),
+            target_hop_ns: mix_u(x.target_hop_ns, y.target_hop_ns),
+            draft_hop_ns: mix_u(x.draft_hop_ns, y.draft_hop_ns),
             target_ns: mix_i(x.target_ns, y.target_ns),
             draft_ns: mix_i(x.draft_ns, y.draft_ns),
             target_after_draft_ns: mix_i(x.target_after_draft_ns, y.target_after_draft_ns),

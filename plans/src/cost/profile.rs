@@ -184,9 +184,11 @@ pub struct UnitProfile {
 /// Times around a unit's jobs in the running engine, beyond what the same jobs take in a loop.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AroundJobs {
-    /// From the end of a job to the begin of the next that was waiting for its answer: report, the scheduler's step, the
-    /// text to its reader, message, wake-up.
-    pub hop_ns: u64,
+    /// From the end of a pass of the target to the begin of the next job that was waiting for its answer: report, the
+    /// scheduler's step, the text to its reader, message, wake-up.
+    pub target_hop_ns: u64,
+    /// The same after a draft job.
+    pub draft_hop_ns: u64,
     /// How much longer a job of the target takes than in the loop; negative if it takes less.
     pub target_ns: i64,
     /// The same of a draft job.

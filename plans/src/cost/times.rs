@@ -130,10 +130,7 @@ impl PlanTimes {
     pub fn draft_job(&self, shape: &DraftShape) -> Vec<Piece> {
         let stage = self.draft.first().expect("the plan places a draft");
         let mut pieces = stage.pass(shape.first);
-        let step = |(i, sequences): (usize, &u32)| {
-            stage.times.draft_step.at_ns(*sequences, shape.first.context + i as u32 + 1)
-        };
-        let ns = shape.further.iter().enumerate().map(step).sum();
+        let ns = stage.further_steps_ns(shape);
         let unit = Some(stage.unit.clone());
         if ns > 0 {
             pieces.push(Piece { purpose: Purpose::FurtherSteps, unit, ns });
@@ -143,8 +140,10 @@ impl PlanTimes {
 
     /// What lies between the end of a job of `role` and the next one that waits for it.
     pub fn hop_ns(&self, role: ModelRole) -> u64 {
-        let stages = if role == ModelRole::Target { &self.target } else { &self.draft };
-        stages.iter().map(|stage| stage.around.hop_ns).sum()
+        match role {
+            ModelRole::Target => self.target.last().map_or(0, |s| s.around.target_hop_ns),
+            ModelRole::Draft => self.draft.last().map_or(0, |s| s.around.draft_hop_ns),
+        }
     }
 
     /// What a request takes before its first and after its last job.
@@ -154,7 +153,16 @@ impl PlanTimes {
 }
 
 impl StageTimes {
-    fn pass(&self, shape: PassShape) -> Vec<Piece> {
+    /// Time of a draft job's steps after the first, in a loop of nothing else.
+    pub fn further_steps_ns(&self, shape: &DraftShape) -> u64 {
+        let step = |(i, sequences): (usize, &u32)| {
+            self.times.draft_step.at_ns(*sequences, shape.first.context + i as u32 + 1)
+        };
+        shape.further.iter().enumerate().map(step).sum()
+    }
+
+    /// A pass of this stage.
+    pub fn pass(&self, shape: PassShape) -> Vec<Piece> {
         let role = self.stage.role;
         let mut pieces = Vec::with_capacity(4);
         let mut add = |purpose, ns: u64| {
@@ -189,8 +197,8 @@ impl StageTimes {
         pieces
     }
 
-    /// Time in a loop of nothing else.
-    fn compute_ns(&self, rows: u32, head_rows: u32, context: u32) -> u64 {
+    /// Time of a pass in a loop of nothing else.
+    pub fn compute_ns(&self, rows: u32, head_rows: u32, context: u32) -> u64 {
         let times = &self.times;
         let layers = self.stage.layers() as u64;
         let all = u64::from(times.layers);

@@ -3,6 +3,7 @@
 //! *Invariant:* a speed-up is over the best plain placement measured in the same run, and a text is compared with the
 //! plain text of the same target placement.
 
+mod check;
 mod kernels;
 mod report;
 
@@ -18,6 +19,7 @@ use outrider_pipeline::Message;
 use outrider_pipeline::scheduler::{GenerationParams, Statistics};
 use outrider_plans::{Mode, ModeKind, PartitionPlan, default_plan_in};
 
+use super::calibrate::CalibrationPlace;
 use super::select::{build_info, named_plan};
 use super::{CliError, Selection, in_system, print_json};
 use crate::engine::{Engine, EngineOptions};
@@ -61,6 +63,12 @@ pub(super) struct BenchArguments {
     /// Seed of the noise.
     #[arg(long, value_name = "S", default_value_t = 0)]
     seed: u64,
+    /// Run plans that the cost model was not fitted on, and print foreseen beside measured speed. Calibrates first if no
+    /// calibration holds.
+    #[arg(long)]
+    check_forecast: bool,
+    #[command(flatten)]
+    place: CalibrationPlace,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -89,6 +97,9 @@ pub(super) fn run(arguments: BenchArguments) -> Result<(), CliError> {
         return kernels::run(arguments);
     }
     in_system(async move {
+        if arguments.check_forecast {
+            return check::run(&arguments).await;
+        }
         let report = measure(&arguments).await?;
         if arguments.json {
             return print_json(&report);

@@ -37,8 +37,13 @@ impl Measured {
     }
 
     /// Tokens over the whole time, prompts included.
-    fn rate(&self) -> f64 {
+    pub(super) fn rate(&self) -> f64 {
         self.tokens as f64 / self.elapsed.as_secs_f64().max(1e-9)
+    }
+
+    /// Accepted of drafted tokens; `None` where nothing is drafted.
+    pub(super) fn acceptance(&self) -> Option<f64> {
+        (self.drafted > 0).then(|| self.accepted as f64 / self.drafted as f64)
     }
 }
 
@@ -122,7 +127,7 @@ fn row(plan: &PartitionPlan, measured: &[Measured], identical: bool) -> Row {
     }
 }
 
-fn median(values: impl Iterator<Item = f64>) -> f64 {
+pub(super) fn median(values: impl Iterator<Item = f64>) -> f64 {
     let mut values: Vec<_> = values.collect();
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;

@@ -1,0 +1,197 @@
+//! What a loop cannot tell: what lies around jobs in the running engine, and how much two units slow each other.
+//!
+//! A few plans are run on the calibration's own prompts with every job clocked, and rehearsed on the same texts. The gaps
+//! between jobs are hops; what jobs take longer than in the rehearsal is the engine's, the other model's on the same
+//! unit, or the other unit's. Means, not medians: what stalls now and then costs time too. *Invariant:* the engine that is
+//! measured is the one that serves.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Receiver;
+use outrider_observability::Registry;
+use outrider_pipeline::Message;
+use outrider_pipeline::scheduler::GenerationParams;
+use outrider_plans::{ModelRole, PartitionPlan};
+use tokio::sync::mpsc;
+
+use super::CalibrateError;
+use crate::engine::{Engine, EngineLimits, EngineOptions};
+use crate::meter::StageTiming;
+use crate::pair::Pair;
+use crate::request::RequestEvent;
+
+/// Timings that the tap holds; read after every request.
+const TIMINGS_MAX: usize = 16_384;
+
+/// One answered prompt.
+#[derive(Clone, Debug)]
+pub(super) struct Answered {
+    /// Tokens of the prompt.
+    pub(super) prompt: Vec<u32>,
+    /// Tokens of the answer.
+    pub(super) output: Vec<u32>,
+    /// From asking to the end.
+    pub(super) lasted: Duration,
+    /// Every job, by its begin.
+    pub(super) jobs: Vec<StageTiming>,
+}
+
+/// Who answers prompts.
+pub(super) struct Probe {
+    engine: Engine,
+    timings: Receiver<StageTiming>,
+}
+
+impl Probe {
+    pub(super) async fn start(
+        pair: &Pair,
+        plan: &PartitionPlan,
+        limits: EngineLimits,
+    ) -> Result<Self, CalibrateError> {
+        let (tap, timings) = crossbeam_channel::bounded(TIMINGS_MAX);
+        let registry = Arc::new(Registry::new(crate::cli::build_info()));
+        let mut options = EngineOptions::new(pair.clone(), plan.clone(), limits, registry);
+        options.timings = Some(tap);
+        Ok(Self { engine: Engine::start(options).await?, timings })
+    }
+
+    pub(super) fn stop(&self) {
+        self.engine.stop();
+    }
+
+    /// The prompt of a text: through the chat template if the model has one.
+    fn prompt(&self, text: &str) -> Result<Vec<u32>, CalibrateError> {
+        let message = Message { role: "user".into(), content: text.to_owned() };
+        match self.engine.chat_prompt(&[message]) {
+            Ok(prompt) => Ok(prompt),
+            Err(_) => Ok(self.engine.raw_prompt(text)?),
+        }
+    }
+
+    pub(super) async fn answer(
+        &self,
+        text: &str,
+        tokens_max: u32,
+    ) -> Result<Answered, CalibrateError> {
+        let prompt = self.prompt(text)?;
+        let params =
+            GenerationParams { max_tokens: Some(tokens_max), ..GenerationParams::default() };
+        let asked = Instant::now();
+        let (_, mut events) = self.engine.generate(prompt.clone(), params).await?;
+        let output = self.read(&mut events).await?;
+        let lasted = asked.elapsed();
+        let mut jobs: Vec<StageTiming> = self.timings.try_iter().collect();
+        jobs.sort_by_key(|job| job.at_ns.start);
+        Ok(Answered { prompt, output, lasted, jobs })
+    }
+
+    async fn read(
+        &self,
+        events: &mut mpsc::Receiver<RequestEvent>,
+    ) -> Result<Vec<u32>, CalibrateError> {
+        let mut output = Vec::new();
+        while let Some(event) = events.recv().await {
+            match event {
+                RequestEvent::Text { tokens, .. } => {
+                    output.extend(tokens.iter().map(|token| token.pick.token));
+                }
+                RequestEvent::Finished { .. } => return Ok(output),
+            }
+        }
+        Err(CalibrateError::Ended)
+    }
+}
+
+/// Sums over the jobs of some answers.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Clocked {
+    /// Jobs of the target and their time. Stages of a split model count as one job.
+    pub(super) target: (u64, u64),
+    /// Jobs of the draft and their time.
+    pub(super) draft: (u64, u64),
+    /// Mean gap after a pass of the target, and after a draft job, before whatever came next.
+    pub(super) hops_ns: (u64, u64),
+    /// Mean gap between two stages of a pass.
+    pub(super) between_ns: u64,
+    /// Mean time of a request outside of its jobs and the gaps between them.
+    pub(super) request_ns: u64,
+}
+
+impl Clocked {
+    /// Adds up what was clocked while `layers` layers of the target ran.
+    pub(super) fn of(answers: &[Answered], layers: usize) -> Self {
+        let mut sums = Self::default();
+        let (mut after_target, mut after_draft, mut between) =
+            (Mean::default(), Mean::default(), Mean::default());
+        let mut outside = Mean::default();
+        for Answered { jobs, lasted: whole, .. } in answers {
+            for job in jobs {
+                match job.stage.role {
+                    ModelRole::Target => {
+                        sums.target.0 += u64::from(job.stage.layer_end == layers);
+                        sums.target.1 += lasted(job);
+                    }
+                    ModelRole::Draft => {
+                        sums.draft.0 += 1;
+                        sums.draft.1 += lasted(job);
+                    }
+                }
+            }
+            for pair in jobs.windows(2) {
+                let gap = pair[1].at_ns.start.saturating_sub(pair[0].at_ns.end);
+                match pair[0].stage {
+                    stage if stage.role == ModelRole::Draft => after_draft.add(gap),
+                    stage if stage.layer_end == layers => after_target.add(gap),
+                    _ => between.add(gap),
+                }
+            }
+            if let (Some(first), Some(last)) =
+                (jobs.first(), jobs.iter().map(|job| job.at_ns.end).max())
+            {
+                let inside = last - first.at_ns.start;
+                outside.add((whole.as_nanos() as u64).saturating_sub(inside));
+            }
+        }
+        sums.hops_ns = (after_target.get(), after_draft.get());
+        sums.between_ns = between.get();
+        // The last job's hop is a part of the request's end.
+        sums.request_ns = outside.get().saturating_sub(sums.hops_ns.0);
+        sums
+    }
+}
+
+fn lasted(job: &StageTiming) -> u64 {
+    job.at_ns.end - job.at_ns.start
+}
+
+/// A mean without the largest hundredth: one long stall says nothing of the rest.
+#[derive(Default)]
+struct Mean {
+    values: Vec<u64>,
+}
+
+impl Mean {
+    fn add(&mut self, value: u64) {
+        self.values.push(value);
+    }
+
+    fn get(mut self) -> u64 {
+        self.values.sort_unstable();
+        let kept = self.values.len() - self.values.len() / 100;
+        self.values[..kept].iter().sum::<u64>().checked_div(kept as u64).unwrap_or(0)
+    }
+}
+
+/// How much longer a job took than was foreseen, per job.
+pub(super) fn excess((jobs, ns): (u64, u64), (foreseen_jobs, foreseen_ns): (u64, u64)) -> i64 {
+    let each = |ns: u64, jobs: u64| ns.checked_div(jobs).unwrap_or(0) as i64;
+    each(ns, jobs) - each(foreseen_ns, foreseen_jobs)
+}
+
+/// The slow-down that makes the foreseen time of a job the measured one, from the one that was foreseen with.
+pub(super) fn slower(permille: u32, measured: (u64, u64), foreseen: (u64, u64)) -> u32 {
+    let each = |(jobs, ns): (u64, u64)| u128::from(ns) * 1000 / u128::from(jobs.max(1));
+    let next = u128::from(permille) * each(measured) / each(foreseen).max(1);
+    next.clamp(1000, 6000) as u32
+}

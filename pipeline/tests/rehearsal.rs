@@ -1,0 +1,330 @@
+//! Rehearsals against the closed forms, against each other, and step by step.
+
+#![expect(clippy::unwrap_used, reason = "a test")]
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use outrider_pipeline::DraftPolicy;
+use outrider_pipeline::rehearsal::{Course, Rehearsal};
+use outrider_pipeline::scheduler::{RoleLimits, SchedulerConfig, Units};
+use outrider_plans::cost::formula;
+use outrider_plans::cost::{
+    AroundJobs, Contention, CostModel, LinkProfile, MemoryDomain, PartsProfile, RoleProfile,
+    TimeTable, UnitClass, UnitProfile,
+};
+use outrider_plans::search::{Composition, Forecaster, Objective, Space, Wanted, search};
+use outrider_plans::{
+    Acceptance, CacheLimits, Costs, DraftTokens, Forecast, ForecastError, HeadWeights, Machine,
+    Mode, ModelRole, ModelShape, PartitionPlan, PlanContext, UnitSpec, Workload,
+};
+use proptest::prelude::{ProptestConfig, prop_assert, prop_assert_eq, proptest};
+
+/// Nanoseconds of a pass of one row, of each row more, and of a draft's step, on one core.
+#[derive(Clone, Copy, Debug)]
+struct Times {
+    target: u64,
+    row: u64,
+    draft: u64,
+}
+
+const LAYERS: usize = 4;
+
+fn shape(layers: usize) -> ModelShape {
+    ModelShape {
+        layer_bytes: vec![1 << 20; layers],
+        embedding_bytes: 1 << 20,
+        head_bytes: 1 << 20,
+        head: HeadWeights::Tied,
+        cache_bytes: 512,
+        width: 64,
+        vocabulary: 4096,
+    }
+}
+
+fn context(cores: usize) -> PlanContext {
+    PlanContext {
+        machine: Machine::uniform(cores, 1 << 30),
+        target: shape(LAYERS),
+        draft: Some(shape(2)),
+        caches: CacheLimits { sequences_max: 8, positions_max: 4096 },
+    }
+}
+
+fn table(times: impl Fn(u32) -> u64) -> TimeTable {
+    let points: Vec<_> = [1, 2, 4, 8, 16, 128].map(|rows| (rows, times(rows))).into();
+    TimeTable::by_rows(&points).unwrap()
+}
+
+fn profile(times: Times) -> UnitProfile {
+    let Times { target, row, draft } = times;
+    let pass = |rows: u32| target + u64::from(rows - 1) * row;
+    let of = |layers: u32, pass: &dyn Fn(u32) -> u64, step: u64| RoleProfile {
+        layers,
+        verify: table(pass),
+        fill: table(pass),
+        draft_step: table(|_| step),
+        parts: Some(PartsProfile {
+            base: table(|_| 0),
+            layer: table(|rows| pass(rows) / u64::from(layers)),
+            head: table(|_| 0),
+        }),
+        scratch_bytes: 0,
+    };
+    let roles = BTreeMap::from([
+        (ModelRole::Target, of(LAYERS as u32, &pass, target)),
+        (ModelRole::Draft, of(2, &|_| draft, draft)),
+    ]);
+    let around = AroundJobs::default();
+    UnitProfile { memory: MemoryDomain::Main, roles, around, power_mw: 1000 }
+}
+
+/// Cores that do not help each other: every class takes the same time.
+fn model(times: Times, cores: u32) -> CostModel {
+    let units = (1..=cores).map(|n| (UnitClass::cores(0, n), profile(times)));
+    CostModel { units: units.collect(), ..CostModel::default() }
+}
+
+fn policy(plan: &PartitionPlan) -> DraftPolicy {
+    match plan.mode {
+        Mode::Plain | Mode::Lookup { .. } => DraftPolicy::plain(),
+        Mode::Sequential { draft_tokens } => DraftPolicy::sequential(draft_tokens.most()),
+        Mode::Overlap { draft_tokens, wait } => DraftPolicy::overlap(draft_tokens.most(), 1, wait),
+    }
+}
+
+fn rules(plan: &PartitionPlan) -> SchedulerConfig {
+    let role = RoleLimits { rows_max: 128, positions_max: 4096 };
+    let target = &plan.chain(ModelRole::Target)[0].unit;
+    let apart = plan.chain(ModelRole::Draft).first().is_some_and(|draft| draft.unit != *target);
+    SchedulerConfig {
+        sequences_max: 8,
+        queue_max: 64,
+        target: role,
+        draft: role,
+        vocabulary: 4096,
+        end_of_text: Arc::from([4095]),
+        policy: policy(plan),
+        units: if apart { Units::Separate } else { Units::Shared },
+    }
+}
+
+fn on_one(mode: Mode) -> PartitionPlan {
+    let unit = UnitSpec::Cpu { cores: vec![0] };
+    let parts = Composition { mode, draft: Some(0), ..Composition::plain(unit, LAYERS) };
+    parts.plan("test", &context(2)).unwrap()
+}
+
+fn on_two(mode: Mode) -> PartitionPlan {
+    let units = vec![UnitSpec::Cpu { cores: vec![0] }, UnitSpec::Cpu { cores: vec![1] }];
+    let parts = Composition { mode, units, target: vec![(0, LAYERS)], draft: Some(1) };
+    parts.plan("test", &context(2)).unwrap()
+}
+
+fn sequential(depth: u32) -> Mode {
+    Mode::Sequential { draft_tokens: DraftTokens::Fixed(depth) }
+}
+
+fn overlap(depth: u32, wait: u32) -> Mode {
+    Mode::Overlap { draft_tokens: DraftTokens::Fixed(depth), wait }
+}
+
+/// Long texts after one token, so that neither prompts nor ends count.
+fn texts(a: f64) -> Workload {
+    Workload::made_up(&Acceptance::constant(a), (1, 2000), 4)
+}
+
+fn forecast(model: &CostModel, plan: &PartitionPlan, workload: &Workload) -> Forecast {
+    let context = context(2);
+    Rehearsal { model, context: &context, workload, rules: &rules }.forecast(plan).unwrap()
+}
+
+fn course(model: &CostModel, plan: &PartitionPlan, workload: &Workload) -> Course {
+    let context = context(2);
+    Rehearsal { model, context: &context, workload, rules: &rules }.course(plan).unwrap()
+}
+
+fn speedup(forecast: &Forecast) -> f64 {
+    forecast.microtokens_per_second as f64 / forecast.plain_microtokens_per_second as f64
+}
+
+#[test]
+fn sequential_agrees_with_the_closed_form() {
+    for (a, g, row) in [(0.9, 1, 0), (0.9, 4, 0), (0.58, 2, 0), (0.8, 4, 10_000), (0.94, 8, 5_000)]
+    {
+        let times = Times { target: 1_000_000, row, draft: 200_000 };
+        let found = speedup(&forecast(&model(times, 2), &on_one(sequential(g)), &texts(a)));
+        let costs = Costs { draft_step: 0.2, verify_token: row as f64 / 1e6, round: 0.0 };
+        let expected = formula::sequential(a, g, costs);
+        assert!((found / expected - 1.0).abs() < 0.02, "a = {a}, g = {g}: {found}, not {expected}");
+    }
+}
+
+/// The paper's own parameters give 1.55 at acceptance 0.90 and c = 0.41, not the 1.68 that its text says; at 0.94, where it
+/// measured 1.68, they give 1.69.
+#[test]
+fn the_papers_variant_1_rehearsed_gives_what_its_formula_gives() {
+    let times = Times { target: 1_000_000, row: 0, draft: 410_000 };
+    for (a, depth, expected) in [(0.90, 4, 1.55), (0.94, 6, 1.69), (0.17, 1, 0.83)] {
+        let found = speedup(&forecast(&model(times, 2), &on_two(sequential(depth)), &texts(a)));
+        assert!((found - expected).abs() < 0.03, "a = {a}: {found}, not {expected}");
+    }
+}
+
+#[test]
+fn overlap_lies_between_sequential_and_the_limit() {
+    for (a, c) in [(0.9, 0.41), (0.9, 0.2), (0.58, 0.41)] {
+        let times = Times { target: 1_000_000, row: 0, draft: (c * 1e6) as u64 };
+        let of = |plan: &PartitionPlan| speedup(&forecast(&model(times, 2), plan, &texts(a)));
+        let best = (1..=6).map(|g| of(&on_two(sequential(g)))).fold(0.0, f64::max);
+        let found = (1..=6).map(|g| of(&on_two(overlap(g, 1)))).fold(0.0, f64::max);
+        let limit = formula::limit(a, c) * 1.02;
+        assert!(best < found && found < limit, "a = {a}, c = {c}: {best}, {found}, {limit}");
+    }
+}
+
+#[test]
+fn units_that_slow_each_other_gain_less_from_overlap() {
+    let times = Times { target: 1_000_000, row: 0, draft: 200_000 };
+    let mut model = model(times, 2);
+    let plan = on_two(overlap(4, 1));
+    let free = forecast(&model, &plan, &texts(0.9));
+    let one = || UnitClass::cores(0, 1);
+    model.contention.push(Contention {
+        target: one(),
+        draft: one(),
+        target_permille: 1500,
+        draft_permille: 1500,
+        target_apart_ns: 0,
+        draft_apart_ns: 0,
+    });
+    let slowed = forecast(&model, &plan, &texts(0.9));
+    let ratio = free.microtokens_per_second as f64 / slowed.microtokens_per_second as f64;
+    assert!((1.3..1.51).contains(&ratio), "{ratio}");
+}
+
+#[test]
+fn a_split_target_pays_for_its_hop_on_every_pass() {
+    let times = Times { target: 1_000_000, row: 0, draft: 1 };
+    let mut model = model(times, 2);
+    model.link_default = LinkProfile { latency_ns: 100_000, bytes_per_second: 0 };
+    let units = vec![UnitSpec::Cpu { cores: vec![0] }, UnitSpec::Cpu { cores: vec![1] }];
+    let parts = Composition { mode: Mode::Plain, units, target: vec![(0, 2), (1, 2)], draft: None };
+    let plan = parts.plan("split", &context(2)).unwrap();
+    let found = forecast(&model, &plan, &texts(0.0));
+    assert!((1_099_000..=1_101_000).contains(&found.round_ns), "{found}");
+}
+
+#[test]
+fn several_requests_share_passes() {
+    let times = Times { target: 1_000_000, row: 10_000, draft: 1 };
+    let model = model(times, 2);
+    let plan = on_one(Mode::Plain);
+    let workload = Workload::made_up(&Acceptance::constant(0.0), (8, 64), 32);
+    let one = forecast(&model, &plan, &workload);
+    let four = forecast(&model, &plan, &workload.with_concurrency(4));
+    let ratio = four.microtokens_per_second as f64 / one.microtokens_per_second as f64;
+    assert!((3.4..4.0).contains(&ratio), "{ratio}");
+}
+
+#[test]
+fn every_token_of_every_text_is_decoded_and_time_adds_up() {
+    let times = Times { target: 900_000, row: 20_000, draft: 150_000 };
+    let workload = Workload::made_up(&Acceptance::constant(0.8), (20, 30), 10);
+    for plan in [on_one(Mode::Plain), on_one(sequential(3)), on_two(overlap(3, 1))] {
+        let found = course(&model(times, 2), &plan, &workload);
+        assert_eq!((found.texts, found.tokens), (10, 300), "{}", plan.name);
+        let spent: u64 = found.spent.values().sum();
+        assert!(spent >= found.total_ns, "{}: units and gaps cover the time", plan.name);
+        if !matches!(plan.mode, Mode::Overlap { .. }) {
+            assert_eq!(spent, found.total_ns, "{}", plan.name);
+        }
+    }
+}
+
+struct Oracle {
+    model: CostModel,
+    context: PlanContext,
+    workload: Workload,
+}
+
+impl Forecaster for Oracle {
+    fn quick(&self, plan: &PartitionPlan) -> Result<Forecast, ForecastError> {
+        let Self { model, context, workload } = self;
+        Rehearsal { model, context, workload, rules: &rules }.forecast(plan)
+    }
+
+    fn full(&self, plan: &PartitionPlan) -> Result<Forecast, ForecastError> {
+        self.quick(plan)
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// More time for anything never makes a plan faster where units take turns.
+    #[test]
+    fn slower_units_never_speed_a_turn_taking_plan_up(
+        target in 500_000..2_000_000u64, row in 0..50_000u64, draft in 50_000..900_000u64,
+        more in 1_000..100_000u64, a in 0.0..0.95f64, g in 1..=8u32,
+    ) {
+        let times = Times { target, row, draft };
+        let workload = Workload::made_up(&Acceptance::constant(a), (8, 60), 4);
+        let speed = |times: Times| {
+            forecast(&model(times, 2), &on_one(sequential(g)), &workload).microtokens_per_second
+        };
+        let now = speed(times);
+        prop_assert!(speed(Times { target: target + more, ..times }) <= now);
+        prop_assert!(speed(Times { row: row + more, ..times }) <= now);
+        prop_assert!(speed(Times { draft: draft + more, ..times }) <= now);
+    }
+
+    /// Any machine, any times: the search answers, with plans that hold, ranked, and the same each time.
+    #[test]
+    fn the_search_answers_with_valid_plans_and_always_the_same(
+        target in 200_000..2_000_000u64, row in 0..200_000u64, draft in 20_000..2_000_000u64,
+        a in 0.0..0.99f64, cores in 1..=4usize,
+    ) {
+        let oracle = Oracle {
+            model: model(Times { target, row, draft }, cores as u32),
+            context: context(cores),
+            workload: Workload::made_up(&Acceptance::constant(a), (8, 40), 3),
+        };
+        let wanted = Wanted {
+            objective: Objective::Throughput,
+            memory_bytes_max: None,
+            concurrent: 1,
+        };
+        let space = Space::new(&oracle.context, &oracle.model);
+        let found = search(&oracle.context, &space, wanted, &oracle);
+        prop_assert!(!found.ranked.is_empty());
+        for candidate in &found.ranked {
+            let text = candidate.plan.to_toml();
+            let again = PartitionPlan::from_toml(&text, None, &oracle.context).unwrap();
+            prop_assert_eq!(&again, &candidate.plan);
+        }
+        let rates = found.ranked.iter().map(|c| c.forecast.microtokens_per_second);
+        prop_assert!(rates.is_sorted_by(|a, b| a >= b));
+        // Nothing is gained by any plan over the best plain one if drafts are never right.
+        let plain = found.plain.clone().unwrap();
+        prop_assert!(found.ranked[0].forecast.microtokens_per_second >= plain.forecast.microtokens_per_second);
+        prop_assert_eq!(search(&oracle.context, &space, wanted, &oracle), found);
+    }
+}
+
+/// A draft that is never right, or as slow as the target, is not used.
+#[test]
+fn the_search_may_answer_not_to_speculate() {
+    for (draft, a) in [(300_000, 0.02), (1_200_000, 0.9)] {
+        let oracle = Oracle {
+            model: model(Times { target: 1_000_000, row: 300_000, draft }, 1),
+            context: context(1),
+            workload: Workload::made_up(&Acceptance::constant(a), (8, 40), 3),
+        };
+        let wanted =
+            Wanted { objective: Objective::Throughput, memory_bytes_max: None, concurrent: 1 };
+        let space = Space::new(&oracle.context, &oracle.model);
+        let found = search(&oracle.context, &space, wanted, &oracle);
+        assert_eq!(found.ranked[0].plan.mode, Mode::Plain, "{:?}", found.ranked[0].plan.name);
+    }
+}
