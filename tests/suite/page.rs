@@ -198,3 +198,26 @@ fn the_page_holds_the_browser_to_the_service() {
     assert!(!page.contains("http://") && !page.contains("https://"), "it names another host");
     assert_eq!(service.get("/page/nothing.js").0, 404);
 }
+
+#[test]
+fn a_service_with_keys_asks_for_one_and_shows_what_it_opens() {
+    let Some(browser) = Browser::open(DESK) else { return };
+    let service = Service::start(&["--api-key", "reader", "--admin-key", "operator"]);
+    browser.visit(&service.url("/"));
+    browser.await_true("!document.querySelector('#key-form').hidden");
+    assert_eq!(browser.value("document.querySelectorAll('#units tr').length"), 0);
+    let give = |key: &str| {
+        browser.type_into("#key", key);
+        browser.click("#key-form button");
+    };
+    give("wrong");
+    browser.await_true("document.querySelector('#key-why').textContent.includes('does not open')");
+    give("reader");
+    browser.await_true("document.querySelectorAll('#units tr').length > 0");
+    browser.await_true("document.querySelector('#plan-name').textContent.includes('admin key')");
+    browser.await_true("!document.querySelector('#key-form').hidden");
+    give("operator");
+    browser.await_true("document.querySelector('#plan-text').textContent.includes('layers')");
+    browser.await_true("document.querySelector('#key-form').hidden");
+    assert_eq!(browser.value("localStorage.length + document.cookie.length"), 0);
+}

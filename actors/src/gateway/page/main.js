@@ -17,6 +17,10 @@ let compared = null;
 let lanes = new Map();
 let held = false;
 let heard = null;
+/** What the last turn was refused for want of a key: the status, or null. */
+let wanted = null;
+/** What is not asked for again with this key: it was refused. */
+const shut = new Set();
 
 function windowMs() {
   return Number(document.querySelector("#time-base :checked").value);
@@ -29,12 +33,13 @@ async function figures() {
 }
 
 async function timeline() {
-  if (held) return;
+  if (held || shut.has("timeline")) return;
   try {
     lanes = readTrace(await json(`/v1/timeline?last_ms=${TIMELINE_MS}`));
     drawLanes(lanes, windowMs());
   } catch (error) {
     if (!(error instanceof Refused)) throw error;
+    if (error.status < 500) shut.add("timeline");
     at("lanes").replaceChildren();
     const key = error.status === 401 || error.status === 403;
     say("lanes-text", key ? "The timeline is shown with an admin key only." : "This service does not show its timeline.");
@@ -53,6 +58,7 @@ async function health() {
 }
 
 async function turn() {
+  if (!shut.size) wanted = null;
   try {
     const sick = await health();
     heard = Date.now();
@@ -60,8 +66,7 @@ async function turn() {
     await figures();
     showState(readings, sick);
     await timeline();
-    await plan.showPlan();
-    at("key-form").hidden = true;
+    if (!shut.has("plan") && !(await plan.showPlan())) shut.add("plan");
   } catch (error) {
     if (error instanceof Refused) {
       const key = error.status === 401 || error.status === 403;
@@ -72,6 +77,7 @@ async function turn() {
       state("bad", `The service does not answer${since}. What is shown is old.`);
     }
   }
+  at("key-form").hidden = wanted === null;
 }
 
 async function rounds() {
@@ -82,7 +88,8 @@ async function rounds() {
 }
 
 addEventListener("key-wanted", ({ detail: status }) => {
-  const why = status === 403 ? "This needs the admin key." : "This service wants an API key.";
+  const why = status === 403 ? "Plan and timeline need the admin key." : "This service wants an API key.";
+  wanted = status;
   say("key-why", hasKey() ? `${why} The one given does not open it.` : why);
   at("key-form").hidden = false;
 });
@@ -90,6 +97,8 @@ at("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
   useKey(at("key").value.trim());
   at("key").value = "";
+  wanted = null;
+  shut.clear();
   at("key-form").hidden = true;
   at("main").focus();
   turn();

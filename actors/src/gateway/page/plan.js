@@ -32,24 +32,26 @@ function forget() {
   at("swap-note").replaceChildren();
 }
 
-/** Reads and shows what runs. */
+/** Reads and shows what runs. False if the service will not say, so that it need not be asked again. */
 export async function showPlan() {
   let plan;
   try {
     plan = await json("/v1/plan");
   } catch (error) {
+    if (!(error instanceof Refused)) throw error;
     withoutPlan(error);
-    return;
+    return error.status >= 500;
   }
   at("swap-form").hidden = false;
   if (running?.generation !== plan.generation && checked) forget();
   const known = running?.generation === plan.generation;
   running = plan;
-  if (known) return;
+  if (known) return true;
   say("plan-name", `${plan.name} · ${plan.mode} · generation ${plan.generation}`);
   say("plan-text", plan.explanation.trim());
   offer(plan.name, plan.toml);
   await showHistory();
+  return true;
 }
 
 function withoutPlan(error) {
