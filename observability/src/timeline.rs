@@ -177,7 +177,7 @@ mod tests {
     fn the_newest_part_ends_where_all_ends() {
         let mut timeline = Timeline::new(8);
         assert_eq!(timeline.newest(100).events().count(), 0);
-        [0, 100, 200, 300].map(|t| timeline.record(job("cpu0", t)));
+        [0, 100, 200, 300].iter().for_each(|&t| timeline.record(job("cpu0", t)));
         let newest = timeline.newest(100);
         assert_eq!(newest.events().map(|e| e.start_us).collect::<Vec<_>>(), [200, 300]);
         assert_eq!(newest.forgotten, 2);

@@ -98,6 +98,8 @@ fn rules(plan: &PartitionPlan) -> SchedulerConfig {
     let target = &plan.chain(ModelRole::Target)[0].unit;
     let apart = plan.chain(ModelRole::Draft).first().is_some_and(|draft| draft.unit != *target);
     SchedulerConfig {
+        queue_tokens_max: 1 << 20,
+        prefixes: outrider_pipeline::scheduler::Prefixes::Forget,
         sequences_max: 8,
         queue_max: 64,
         target: role,

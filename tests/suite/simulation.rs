@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use outrider_devices::{Batch, DraftBatch, Pick, SequenceId};
 use outrider_pipeline::scheduler::{
-    Action, Admission, Event, FinishReason, GenerationParams, RoleLimits, Scheduler,
+    Action, Admission, Event, FinishReason, GenerationParams, Prefixes, RoleLimits, Scheduler,
     SchedulerConfig, Takeover, Ticket, Units,
 };
 use outrider_pipeline::{Detokenize, DraftPolicy};
@@ -219,6 +219,9 @@ impl World {
             end_of_text: Arc::new([0]),
             policy,
             units,
+            queue_tokens_max: 1 << 20,
+            prefixes: Prefixes::Forget,
+            known_times: Default::default(),
         };
         let mut world = Self {
             random,
@@ -362,7 +365,7 @@ impl World {
 
     /// One step of the scheduler, and what comes of it.
     fn tell(&mut self, event: Event) {
-        for action in self.scheduler.step(event) {
+        for action in self.scheduler.step(self.now, event) {
             match action {
                 Action::RunTarget { ticket, batch } => {
                     let route = self.routes[&ModelRole::Target].clone();

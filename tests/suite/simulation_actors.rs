@@ -183,6 +183,7 @@ async fn world(seed: u64) -> u64 {
             recover_after: None,
             ..RestartPolicy::default()
         },
+        guarding: outrider_pipeline::Guarding::Off,
         timings: None,
     };
     let engine = Engine::start(options).await.unwrap();

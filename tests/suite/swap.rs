@@ -10,7 +10,9 @@ use outrider::messages::{Inspect, RoundDone, RoundOutcome};
 use outrider_devices::sim::{Faults, RealDelay, SimDevice, SimOptions};
 use outrider_devices::{Device, DeviceError, Executable, SlotLimits, Subgraph};
 use outrider_observability::Registry;
-use outrider_pipeline::scheduler::{RoleLimits, Scheduler, SchedulerConfig, Ticket, Units};
+use outrider_pipeline::scheduler::{
+    Prefixes, RoleLimits, Scheduler, SchedulerConfig, Ticket, Units,
+};
 use outrider_pipeline::{Detokenize, DraftPolicy};
 use outrider_plans::{ModelRole, PlanEpoch, Proposal, Reason, SwapError, SwapReport, UnitId};
 
@@ -239,6 +241,8 @@ async fn stale_replies_are_dropped() {
         end_of_text: Arc::new([0]),
         policy: DraftPolicy::plain(),
         units: Units::Separate,
+        queue_tokens_max: 1 << 20,
+        prefixes: Prefixes::Forget,
         known_times: Default::default(),
     };
     let scheduler = Scheduler::new(config, Box::new(|| Box::new(Mute)));

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use outrider_devices::SequenceId;
 use outrider_pipeline::pacing::GuardState;
-use outrider_pipeline::scheduler::{RoleLimits, Units};
+use outrider_pipeline::scheduler::{Prefixes, RoleLimits, Units};
 use outrider_pipeline::{
     Action, Admission, DecodingMode, Detokenize, DraftPolicy, Event, GenerationParams, Pace,
     Scheduler, SchedulerConfig,
@@ -95,6 +95,7 @@ fn play(scene: &Scene) -> Played {
     let config = SchedulerConfig {
         sequences_max: 8,
         queue_max: 8,
+        queue_tokens_max: 1 << 20,
         target: limits,
         draft: limits,
         vocabulary: VOCABULARY,
@@ -102,6 +103,7 @@ fn play(scene: &Scene) -> Played {
         policy: scene.policy,
         units: scene.units,
         known_times: Default::default(),
+        prefixes: Prefixes::Forget,
     };
     let mut scheduler = Scheduler::new(config, Box::new(|| Box::new(Silent)));
     let (mut now, mut times, mut under_way) = (0, Vec::new(), Vec::new());
