@@ -134,7 +134,8 @@ fn every_complaint_has_its_tests() {
 #[test]
 fn drafts_that_are_rejected_are_seen() {
     let service = Service::start(&["--mode", "sequential"]);
-    let (_, answer) = service.post(CHAT, &chat("Nightly quinces argue gently."));
+    let (_, answer) =
+        service.post(CHAT, &chat("The battery is almost empty. Connect the charger, please."));
     let timings = &answer["timings"];
     let drafted = service.metric("outrider_spec_decode_num_draft_tokens_total");
     let accepted = service.metric("outrider_spec_decode_num_accepted_tokens_total");
@@ -206,21 +207,21 @@ fn the_plan_changes_while_requests_run() {
 /// A connection is left at each stage of its request; its place must be free soon after, and the other goes on.
 #[test]
 fn a_client_that_leaves_frees_its_place_at_every_stage() {
-    let service = Service::start(&["--parallel", "2", "--context", "2048"]);
-    let other = json!({"prompt": ENDLESS, "stream": true, "ignore_eos": true, "max_tokens": 1900});
-    let mut witness = service.open("/v1/completions", &other);
-    read_until(&mut witness, "data: ");
+    let service = Service::start(&["--parallel", "2", "--context", "512"]);
+    let other = json!({"prompt": ENDLESS, "stream": true, "ignore_eos": true, "max_tokens": 480});
     let left = |what: &str, wanted: (f64, f64)| {
         let started = Instant::now();
         service.await_metric("outrider_num_requests_running", wanted.0);
         service.await_metric("outrider_num_requests_waiting", wanted.1);
         assert!(started.elapsed() < Duration::from_secs(20), "{what} took {:?}", started.elapsed());
     };
-    let long = format!(">>de<<{}<sep>", "one two three ".repeat(400));
+    let long = format!(">>de<<{}<sep>", "one two three ".repeat(130));
     for (stage, streamed) in [("stream", true), ("whole answer", false)] {
+        let mut witness = service.open("/v1/completions", &other);
+        read_until(&mut witness, "data: ");
         // While it decodes: draft and verification are under way.
         let body =
-            json!({"prompt": ENDLESS, "stream": streamed, "ignore_eos": true, "max_tokens": 1900});
+            json!({"prompt": ENDLESS, "stream": streamed, "ignore_eos": true, "max_tokens": 480});
         let decoding = service.open("/v1/completions", &body);
         service.await_metric("outrider_num_requests_running", 2.0);
         // While it waits for a place.
@@ -236,9 +237,9 @@ fn a_client_that_leaves_frees_its_place_at_every_stage() {
         std::thread::sleep(Duration::from_millis(20));
         drop(prefilling);
         left(&format!("a prefilled {stage}"), (1.0, 0.0));
+        let rest = read_until(&mut witness, "[DONE]");
+        assert!(rest.contains("\"finish_reason\":\"length\""), "another's was ended: {rest}");
     }
-    let rest = read_until(&mut witness, "[DONE]");
-    assert!(rest.contains("\"finish_reason\":\"length\""), "another's request was ended: {rest}");
 }
 
 /// Resident memory in KiB and open files of a process.

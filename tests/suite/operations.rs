@@ -156,9 +156,8 @@ fn heads_and_bodies_have_limits() {
 
 #[test]
 fn a_deadline_ends_an_answer_with_an_error() {
-    let service = Service::start(&["--deadline-s", "1", "--context", "8192", "--mode", "plain"]);
-    let mut body =
-        json!({"prompt": ">>de<<one two three<sep>", "ignore_eos": true, "max_tokens": 8000});
+    let service = Service::start(&["--deadline-s", "1", "--parallel", "1", "--mode", "plain"]);
+    let mut body = json!({"prompt": ">>de<<one two three<sep>", "ignore_eos": true, "max_tokens": 480, "n": 8});
     let (status, answer) = service.post("/v1/completions", &body);
     assert_eq!((status, &answer["error"]["code"]), (504, &json!("deadline_passed")), "{answer}");
     body["stream"] = json!(true);

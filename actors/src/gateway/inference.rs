@@ -14,6 +14,16 @@ use super::openai::{ChatRequest, CompletionRequest};
 use super::request_id::RequestId;
 use crate::engine::Engine;
 
+/// One event of a streamed answer, as the description of the API sees it; [`super::answer`] writes it.
+#[derive(utoipa::ToSchema)]
+#[expect(dead_code, reason = "a shape for the description only")]
+struct ServerSentEvent {
+    /// A completion chunk as JSON, or `[DONE]`.
+    data: String,
+    /// Always `message`, which a stream need not say.
+    event: Option<String>,
+}
+
 /// Continues a conversation.
 #[utoipa::path(
     post, path = "/v1/chat/completions", tag = "inference", request_body = ChatRequest,
@@ -21,7 +31,7 @@ use crate::engine::Engine;
         (
             status = 200,
             description = "The answer: one object or, with `stream`, server-sent events that end with `[DONE]`.",
-            content((Completion = "application/json"), (String = "text/event-stream"))
+            content((Completion = "application/json"), (ServerSentEvent = "text/event-stream"))
         ),
         Refusals
     )
@@ -44,7 +54,7 @@ pub(super) async fn chat_completions(
         (
             status = 200,
             description = "The text: one object or, with `stream`, server-sent events that end with `[DONE]`.",
-            content((Completion = "application/json"), (String = "text/event-stream"))
+            content((Completion = "application/json"), (ServerSentEvent = "text/event-stream"))
         ),
         Refusals
     )
