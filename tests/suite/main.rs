@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 mod api;
+mod boards;
 mod browser;
 mod clients;
 mod command_line;
@@ -15,6 +16,7 @@ mod monitoring;
 mod operations;
 mod page;
 mod peers;
+mod planner;
 mod process;
 mod service;
 mod simulation;

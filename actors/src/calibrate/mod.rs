@@ -13,6 +13,7 @@ mod loops;
 mod rounds;
 mod store;
 mod texts;
+mod trace;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -32,12 +33,14 @@ use crate::foresight::Foresight;
 use crate::pair::Pair;
 use crate::request::Refusal;
 use loops::{Ask, Profiles};
-use rounds::{Answered, Clocked, Probe};
+use rounds::Clocked;
+pub(crate) use rounds::{Answered, Probe};
 
 pub use classes::classes;
 pub use loops::LoopError;
 pub use store::{Fingerprint, FreshCalibration, StoreError, default_path, load, save};
 pub use texts::PROMPTS;
+pub use trace::Trace;
 
 /// Version of the format of a stored calibration.
 pub const VERSION: u32 = 1;
@@ -127,6 +130,8 @@ pub struct Options<'a> {
     pub budget: Duration,
     /// Told of every step.
     pub progress: &'a dyn Fn(Step<'_>),
+    /// Where every clocked job goes, if anywhere.
+    pub trace: Option<&'a Trace>,
 }
 
 /// Measures all classes of units of this machine with these models. Runs inside an actix system.
@@ -325,6 +330,9 @@ impl Session<'_> {
             answers.push(probe.answer(text, TOKENS_MAX).await?);
         }
         probe.stop();
+        if let Some(trace) = self.options.trace {
+            trace.add(plan, &answers);
+        }
         Ok(answers)
     }
 

@@ -4,10 +4,8 @@
 //! measured here flows back into the forecasts.
 
 use std::fmt;
-use std::sync::Arc;
 use std::time::Duration;
 
-use outrider_observability::Registry;
 use outrider_plans::search::Composition;
 use outrider_plans::{
     AdapterKind, DraftTokens, Forecast, Mode, PartitionPlan, PlanContext, UnitClass, UnitSpec,
@@ -15,14 +13,16 @@ use outrider_plans::{
 use serde::Serialize;
 
 use super::report::{Measured, median};
-use super::{BenchArguments, Contender, prompts};
-use crate::cli::select::build_info;
+use super::{BenchArguments, prompts};
+use crate::calibrate::{Answered, Probe};
+use crate::cli::select::named_plan;
 use crate::cli::{CliError, calibrate, print_json};
-use crate::engine::{Engine, EngineOptions};
 use crate::foresight::Foresight;
 use crate::pair::Pair;
 use outrider_plans::Objective;
 
+/// Prompts of the kind that calibration reads, none of which it does.
+const UNSEEN: &str = include_str!("unseen.tsv");
 /// Prompts that warm an engine up before its turn.
 const WARM_UP: usize = 2;
 
@@ -70,7 +70,7 @@ pub(super) async fn run(arguments: &BenchArguments) -> Result<(), CliError> {
         Err(error) => {
             tracing::warn!(%error, "calibrating for this check");
             let asked = (calibrate::prompts(None)?, Duration::from_secs(14));
-            calibrate::take(&pair, limits, asked).await?
+            calibrate::take(&pair, limits, asked, None).await?
         }
     };
     let foresight = Foresight::here(&pair, limits, &calibration, 1);
@@ -94,15 +94,22 @@ pub(super) async fn run(arguments: &BenchArguments) -> Result<(), CliError> {
             enter(composition.plan(&composition.name(), &context)?)?;
         }
     }
+    for name in &arguments.plans {
+        enter(named_plan(name, &context)?)?;
+    }
     let found = foresight.search(Objective::Throughput, None);
     let best = found.ranked.into_iter().next().ok_or("the search found no plan")?;
     let chosen = enter(best.plan)?;
-    let prompts = prompts(arguments)?;
+    let prompts = prompts(arguments, UNSEEN)?;
+    let trace = calibrate::trace(arguments.trace.as_ref())?;
     for run in 0..arguments.runs {
         for (index, contest) in contests.iter_mut().enumerate() {
             tracing::info!(run, plan = contest.plan.name, "measuring plan {index}");
-            let measured = turn(arguments, &pair, &contest.plan, &prompts).await?;
-            contest.runs.push(measured);
+            let answers = turn(arguments, &pair, &contest.plan, &prompts).await?;
+            if let Some(trace) = &trace {
+                trace.add(&contest.plan, &answers);
+            }
+            contest.runs.push(Measured::of(&answers));
         }
     }
     let check = Check::of(&contests, chosen);
@@ -119,23 +126,17 @@ async fn turn(
     pair: &Pair,
     plan: &PartitionPlan,
     prompts: &[String],
-) -> Result<Measured, CliError> {
-    let registry = Arc::new(Registry::new(build_info()));
-    let limits = arguments.selection.limits();
-    let options = EngineOptions::new(pair.clone(), plan.clone(), limits, registry);
-    let engine = Engine::start(options).await?;
-    let (runs, texts) = (Vec::new(), Vec::new());
-    let contender =
-        Contender { plan: plan.clone(), plain: 0, engine, runs, texts, identical: true };
+) -> Result<Vec<Answered>, CliError> {
+    let probe = Probe::start(pair, plan, arguments.selection.limits()).await?;
     for prompt in prompts.iter().rev().take(WARM_UP) {
-        contender.answer(arguments, std::slice::from_ref(prompt)).await?;
+        probe.answer(prompt, arguments.max_tokens).await?;
     }
-    let mut sum = Measured::default();
+    let mut answers = Vec::with_capacity(prompts.len());
     for prompt in prompts {
-        sum += contender.answer(arguments, std::slice::from_ref(prompt)).await?.1;
+        answers.push(probe.answer(prompt, arguments.max_tokens).await?);
     }
-    contender.engine.stop();
-    Ok(sum)
+    probe.stop();
+    Ok(answers)
 }
 
 /// Plans that calibration does not run: other modes, depths, core counts and cuts. The first is the plain one on all cores,
