@@ -5,6 +5,7 @@
 mod api;
 mod boards;
 mod browser;
+mod calibration;
 mod clients;
 mod command_line;
 mod complaints;

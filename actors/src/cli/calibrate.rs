@@ -64,7 +64,7 @@ pub(super) struct CalibrateArguments {
     #[arg(long, value_name = "FILE.tsv")]
     prompts: Option<PathBuf>,
     /// Time for measuring units by themselves, seconds; runs of the engine come on top.
-    #[arg(long, value_name = "S", default_value_t = 14)]
+    #[arg(long, value_name = "S", default_value_t = 8)]
     seconds: u64,
     /// Write every job that is clocked to this file, one line of JSON an answer.
     #[arg(long, value_name = "FILE.jsonl")]

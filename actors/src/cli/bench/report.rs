@@ -47,6 +47,11 @@ impl Measured {
         sum
     }
 
+    /// Tokens of output.
+    pub(super) fn tokens(&self) -> u64 {
+        self.tokens
+    }
+
     /// Tokens over the whole time, prompts included.
     pub(super) fn rate(&self) -> f64 {
         self.tokens as f64 / self.elapsed.as_secs_f64().max(1e-9)
