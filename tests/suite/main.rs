@@ -22,6 +22,8 @@ mod simulation_actors;
 mod soak;
 mod supervision;
 mod swap;
+mod swap_devices;
 mod swap_http;
+mod swap_models;
 mod swap_storm;
 mod tidy;

@@ -34,7 +34,8 @@ impl PlanProblem {
 }
 
 impl PlanSpec {
-    /// Checks the plan against a machine and models, and resolves its units there.
+    /// Checks the plan against a machine and models, and resolves its units there. If it names models, `context` has to be
+    /// about these.
     ///
     /// Fails with the first mistake in the order: names, mode and numbers, units, layers, memory.
     pub fn check(&self, context: &PlanContext) -> Result<PartitionPlan, PlanError> {
@@ -56,7 +57,8 @@ impl PlanSpec {
         let memory =
             stages.iter().map(|placement| (placement.stage, context.stage_memory(placement.stage)));
         let memory = BTreeMap::from_iter(memory);
-        let plan = PartitionPlan { name: self.name.value.clone(), mode, units, stages, memory };
+        let (name, models) = (self.name.value.clone(), self.models.clone());
+        let plan = PartitionPlan { name, mode, models, units, stages, memory };
         memory::fits(&plan, context)
             .map_err(|(unit, problem)| problem.at(self.units[unit.as_str()].at))?;
         Ok(plan)
