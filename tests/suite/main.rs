@@ -27,3 +27,4 @@ mod swap_http;
 mod swap_models;
 mod swap_storm;
 mod tidy;
+mod worlds;

@@ -23,10 +23,10 @@ use outrider_plans::{
 };
 
 use crate::equivalence::{pair, registry};
-use crate::simulation::{Random, play_all};
 use crate::supervision::unit;
 use crate::swap::plans;
 use crate::swap_storm::Counted;
+use crate::worlds::{Random, play_all};
 
 const TOKENS: usize = 16;
 const PROMPTS: u64 = 6;

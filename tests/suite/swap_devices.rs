@@ -27,9 +27,9 @@ use outrider_plans::{
 };
 
 use crate::equivalence::{pair, registry};
-use crate::simulation::Random;
 use crate::swap_models::file;
 use crate::swap_storm::resident_mib;
+use crate::worlds::Random;
 
 /// Largest distance of two logits that devices may exchange, in nats.
 const NEAR_TIE: f32 = 0.1;
