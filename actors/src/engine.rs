@@ -24,8 +24,8 @@ use outrider_pipeline::{
 };
 use outrider_plans::swap::Forecasted;
 use outrider_plans::{
-    CacheLimits, DraftTokens, Mode, ModelRole, Models, PartitionPlan, PlanContext, PlanEpoch,
-    PlanError, PlanSpec, Proposal, Reason, SwapError, SwapReport, UnitId,
+    CacheFormat, CacheLimits, DraftTokens, Mode, ModelRole, Models, PartitionPlan, PlanContext,
+    PlanEpoch, PlanError, PlanSpec, Proposal, Reason, SwapError, SwapReport, UnitId,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -62,6 +62,8 @@ pub struct EngineLimits {
     pub prefixes: Prefixes,
     /// Positions of one sequence; `None` takes the pair's own, up to 4096.
     pub context: Option<usize>,
+    /// How keys and values are kept.
+    pub cache: CacheFormat,
 }
 
 impl Default for EngineLimits {
@@ -72,6 +74,7 @@ impl Default for EngineLimits {
             queue_tokens: 65_536,
             prefixes: Prefixes::Reuse,
             context: None,
+            cache: CacheFormat::F16,
         }
     }
 }
@@ -92,6 +95,20 @@ impl EngineLimits {
             caches: CacheLimits {
                 sequences_max: self.parallel,
                 positions_max: self.context_of(pair),
+                format: self.cache,
+            },
+        }
+    }
+
+    /// The same as devices are told.
+    pub fn slots(&self, pair: &Pair) -> SlotLimits {
+        SlotLimits {
+            sequences_max: self.parallel,
+            positions_max: self.context_of(pair),
+            rows_max: ROWS_MAX,
+            cache: match self.cache {
+                CacheFormat::F16 => outrider_devices::CacheFormat::F16,
+                CacheFormat::Q8 => outrider_devices::CacheFormat::Q8,
             },
         }
     }
@@ -288,8 +305,7 @@ impl Engine {
         let mut context = pair.plan_context(&context);
         context.caches.positions_max = positions_max;
         let scheduler = scheduler(&pair, (&plan, rules(&plan).0), limits, positions_max);
-        let slots =
-            SlotLimits { sequences_max: limits.parallel, positions_max, rows_max: ROWS_MAX };
+        let slots = limits.slots(&pair);
         let blueprint = Blueprint {
             context: context.clone(),
             memory_free,
@@ -334,6 +350,8 @@ impl Engine {
                 return Err(error);
             }
         };
+        // Reading and packing two models leaves much behind that nobody needs any more.
+        outrider_devices::reclaim::free_lists();
         let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let shared = Shared {
             pair,

@@ -208,7 +208,8 @@ impl Auditor {
         let mut device = CpuDevice::new(options).unwrap();
         let layers = pair().target.config().shape.layers;
         let stage = StageId { role: ModelRole::Target, layer_first: 0, layer_end: layers };
-        let limits = SlotLimits { sequences_max: 1, positions_max: 512, rows_max: 512 };
+        let cache = outrider_devices::CacheFormat::F16;
+        let limits = SlotLimits { sequences_max: 1, positions_max: 512, rows_max: 512, cache };
         let whole = device.prepare(&pair().subgraph(stage), limits).unwrap();
         Self { whole, read: BTreeSet::new(), widest: 0.0, ties: 0 }
     }
