@@ -20,7 +20,7 @@ use outrider_pipeline::template::UnixSeconds;
 use outrider_pipeline::tokenizer::AddBos;
 use outrider_pipeline::{
     Conversation, Detokenizer, DraftPolicy, GenerationPrompt, Guarding, Message, SpecialTokens,
-    TemplateError, Tokenizer, TokenizerError,
+    TemplateError, TextStart, Tokenizer, TokenizerError,
 };
 use outrider_plans::swap::Forecasted;
 use outrider_plans::{
@@ -31,7 +31,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::coordinator::Coordinator;
 use crate::fleet;
-use crate::messages::{Cancel, Drain, Generate, Inspect, PreviewPlan, ProposePlan, UnitError};
+use crate::messages::{
+    Cancel, CancelCause, Drain, Generate, Inspect, PreviewPlan, ProposePlan, UnitError,
+};
 use crate::meter::{FleetMeter, TimingTap};
 use crate::pair::Pair;
 use crate::request::{Refusal, RequestEvent};
@@ -290,7 +292,16 @@ impl Engine {
 
     /// Ends a request. False if it is not open.
     pub async fn cancel(&self, sequence: SequenceId) -> bool {
-        self.shared.coordinator.send(Cancel { sequence }).await.unwrap_or(false)
+        self.cancel_for(sequence, CancelCause::Asked).await
+    }
+
+    /// Ends a request whose time is up.
+    pub async fn expire(&self, sequence: SequenceId) -> bool {
+        self.cancel_for(sequence, CancelCause::Deadline).await
+    }
+
+    async fn cancel_for(&self, sequence: SequenceId, cause: CancelCause) -> bool {
+        self.shared.coordinator.send(Cancel { sequence, cause }).await.unwrap_or(false)
     }
 
     /// Takes no more requests from now on; open ones go on.
@@ -482,7 +493,13 @@ fn scheduler(
     let end_of_text = pair.target.config().special.eos.iter().copied().collect();
     Scheduler::new(
         SchedulerConfig { policy, ..frame(plan, (vocabulary, end_of_text), limits, context) },
-        Box::new(move || Box::new(Detokenizer::at_start(Arc::clone(&tokenizer)))),
+        Box::new(move |begins| {
+            let tokenizer = Arc::clone(&tokenizer);
+            Box::new(match begins {
+                TextStart::Anew => Detokenizer::at_start(tokenizer),
+                TextStart::Continues => Detokenizer::continuing(tokenizer),
+            })
+        }),
     )
 }
 

@@ -12,8 +12,8 @@ use outrider_plans::{
     default_plan_in, shipped, shipped_plan,
 };
 
-use super::CliError;
 use super::calibrate::CalibrationPlace;
+use super::{CliError, OwnUnits};
 use crate::engine::{Engine, EngineLimits, EngineOptions};
 use crate::foresight::Foresight;
 use crate::meter::TimingTap;
@@ -98,19 +98,21 @@ impl Selection {
 
     /// Starts the engine that all this describes.
     pub async fn engine(&self) -> Result<Engine, CliError> {
-        self.engine_watched(None).await
+        self.engine_with(OwnUnits::new(), None).await
     }
 
-    /// The same, with every job told to `timings`.
-    pub(super) async fn engine_watched(
+    /// The same, with units of one's own, and every job told to `timings`.
+    pub(super) async fn engine_with(
         &self,
+        factories: OwnUnits,
         timings: Option<TimingTap>,
     ) -> Result<Engine, CliError> {
         let pair = self.pair()?;
         let plan = self.plan(&pair)?;
         let registry = Arc::new(Registry::new(build_info()));
         let options = EngineOptions::new(pair, plan, self.limits(), registry);
-        Ok(Engine::start(EngineOptions { timings, guarding: Guarding::On, ..options }).await?)
+        Ok(Engine::start(EngineOptions { factories, timings, guarding: Guarding::On, ..options })
+            .await?)
     }
 
     /// Forecasts for this machine and these models, if a calibration holds.

@@ -13,7 +13,7 @@ use tracing::{info, warn};
 
 use super::logging::LogArguments;
 use super::plan_file::{self, Watch};
-use super::{CliError, Selection, in_system};
+use super::{CliError, OwnUnits, Selection, in_system};
 use crate::engine::Engine;
 use crate::gateway::{self, GatewayOptions, Keys};
 use crate::notify::Notifier;
@@ -164,11 +164,11 @@ fn keys_in(file: &Path) -> Result<Vec<String>, DoorError> {
 }
 
 #[expect(clippy::print_stderr, reason = "the command's own output")]
-pub(super) fn run(arguments: ServeArguments) -> Result<(), CliError> {
+pub(super) fn run(arguments: ServeArguments, units: OwnUnits) -> Result<(), CliError> {
     let options = arguments.gateway()?;
     in_system(async move {
         let (tap, timings) = crossbeam_channel::bounded(planner::TIMINGS_MAX);
-        let engine = arguments.selection.engine_watched(Some(tap)).await?;
+        let engine = arguments.selection.engine_with(units, Some(tap)).await?;
         if let Some(foresight) = arguments.selection.foresight() {
             let planner = Planner::new(foresight, (*engine.plan()).clone());
             let watch = planner::watch(engine.clone(), timings, (planner, arguments.planner));
