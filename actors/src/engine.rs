@@ -24,8 +24,8 @@ use outrider_pipeline::{
 };
 use outrider_plans::swap::Forecasted;
 use outrider_plans::{
-    CacheLimits, DraftTokens, Mode, ModelRole, PartitionPlan, PlanContext, Proposal, Reason,
-    StageId, SwapError, SwapReport, UnitId,
+    CacheFormat, CacheLimits, DraftTokens, Mode, ModelRole, PartitionPlan, PlanContext, Proposal,
+    Reason, StageId, SwapError, SwapReport, UnitId,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -60,6 +60,8 @@ pub struct EngineLimits {
     pub prefixes: Prefixes,
     /// Positions of one sequence; `None` takes the pair's own, up to 4096.
     pub context: Option<usize>,
+    /// How keys and values are kept.
+    pub cache: CacheFormat,
 }
 
 impl Default for EngineLimits {
@@ -70,6 +72,7 @@ impl Default for EngineLimits {
             queue_tokens: 65_536,
             prefixes: Prefixes::Reuse,
             context: None,
+            cache: CacheFormat::F16,
         }
     }
 }
@@ -90,6 +93,20 @@ impl EngineLimits {
             caches: CacheLimits {
                 sequences_max: self.parallel,
                 positions_max: self.context_of(pair),
+                format: self.cache,
+            },
+        }
+    }
+
+    /// The same as devices are told.
+    pub fn slots(&self, pair: &Pair) -> SlotLimits {
+        SlotLimits {
+            sequences_max: self.parallel,
+            positions_max: self.context_of(pair),
+            rows_max: ROWS_MAX,
+            cache: match self.cache {
+                CacheFormat::F16 => outrider_devices::CacheFormat::F16,
+                CacheFormat::Q8 => outrider_devices::CacheFormat::Q8,
             },
         }
     }
@@ -212,8 +229,7 @@ impl Engine {
         };
         let positions_max = limits.context_of(&pair);
         let scheduler = scheduler(&pair, (&plan, rules(&plan).0), limits, positions_max);
-        let slots =
-            SlotLimits { sequences_max: limits.parallel, positions_max, rows_max: ROWS_MAX };
+        let slots = limits.slots(&pair);
         let stages: StageSource = {
             let pair = pair.clone();
             Arc::new(move |stage: StageId| pair.subgraph(stage))
@@ -256,6 +272,8 @@ impl Engine {
                 return Err(error);
             }
         };
+        // Reading and packing two models leaves much behind that nobody needs any more.
+        outrider_devices::reclaim::free_lists();
         let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let shared = Shared {
             pair,

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use outrider_devices::Subgraph;
+use outrider_devices::graph::WeightFormat;
 use outrider_pipeline::{CheckpointError, Model, ModelSource, PairError, check_pair};
 use outrider_plans::{HeadWeights, ModelRole, ModelShape, StageId};
 
@@ -29,12 +30,27 @@ pub struct Pair {
 impl Pair {
     /// Opens both files and checks that they speak the same vocabulary.
     pub fn open(target: &ModelSource, draft: Option<&ModelSource>) -> Result<Self, LoadError> {
+        Self::open_with(target, draft, None)
+    }
+
+    /// The same with the draft's projections rounded to a narrower format, if one is given.
+    pub fn open_with(
+        target: &ModelSource,
+        draft: Option<&ModelSource>,
+        draft_format: Option<WeightFormat>,
+    ) -> Result<Self, LoadError> {
         let target = Arc::new(Model::open(target)?);
-        let draft = draft.map(Model::open).transpose()?.map(Arc::new);
+        let draft = draft.map(Model::open).transpose()?;
         if let Some(draft) = &draft {
             check_pair(&target, draft)?;
         }
-        Ok(Self { target, draft })
+        // One tokenizer is enough: a draft's text is never spelt by its own.
+        let draft = draft.map(|draft| draft.with_tokenizer_of(&target));
+        let draft = match (draft, draft_format) {
+            (Some(draft), Some(format)) => Some(draft.with_projections_as(format)?),
+            (draft, _) => draft,
+        };
+        Ok(Self { target, draft: draft.map(Arc::new) })
     }
 
     /// The model in a role.
@@ -91,7 +107,7 @@ fn shape_of(model: &Model) -> ModelShape {
             }
         }
     }
-    // Keys and values are cached as 16-bit floats.
+    // Keys and values as 16-bit floats.
     let cache_bytes = 2 * 2 * (shape.kv_heads * shape.rope.head_dim) as u64;
     ModelShape {
         layer_bytes,

@@ -13,8 +13,8 @@ use outrider_observability::{
     HttpMethod, MemoryPurpose, Registry, RejectionReason, RunningPlan, SwapResult, UnitJob,
 };
 use outrider_plans::{
-    CacheLimits, HeadWeights, Machine, ModelRole, ModelShape, PlanContext, StageId, UnitId,
-    UnitKind, default_plan,
+    CacheFormat, CacheLimits, HeadWeights, Machine, ModelRole, ModelShape, PlanContext, StageId,
+    UnitId, UnitKind, default_plan,
 };
 
 fn registry() -> Registry {
@@ -77,7 +77,7 @@ fn context() -> PlanContext {
         machine: Machine::uniform(2, 1 << 20),
         target: model.clone(),
         draft: Some(model),
-        caches: CacheLimits { sequences_max: 1, positions_max: 1 },
+        caches: CacheLimits { sequences_max: 1, positions_max: 1, format: CacheFormat::F16 },
     }
 }
 

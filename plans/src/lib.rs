@@ -26,7 +26,7 @@ mod wording;
 
 pub use board::{Board, BoardError, shipped_boards};
 pub use confidence::{CONFIDENCE_BINS, CONFIDENCE_ENDS, confidence_bin};
-pub use context::{CacheLimits, HeadWeights, ModelShape, PlanContext, StageMemory};
+pub use context::{CacheFormat, CacheLimits, HeadWeights, ModelShape, PlanContext, StageMemory};
 pub use cost::{
     Acceptance, CostModel, Costs, Forecast, ForecastError, LinkProfile, TimeTable, UnitClass,
     UnitProfile, Workload,

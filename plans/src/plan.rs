@@ -8,7 +8,7 @@ use std::fmt::{self, Write as _};
 
 use serde::{Deserialize, Serialize};
 
-use crate::context::StageMemory;
+use crate::context::{CacheFormat, StageMemory};
 use crate::error::{PlanError, PlanProblem};
 use crate::mode::{DraftTokens, Mode};
 use crate::role::{ModelRole, StageId, UnitId};
@@ -137,6 +137,8 @@ pub struct PartitionPlan {
     /// Every stage: the target's in layer order, then the draft's in layer order.
     pub stages: Vec<Placement>,
     #[serde(skip)]
+    pub(crate) caches: CacheFormat,
+    #[serde(skip)]
     pub(crate) memory: BTreeMap<StageId, StageMemory>,
 }
 
@@ -149,6 +151,11 @@ impl PartitionPlan {
     /// Whether the plan places a draft model.
     pub fn has_draft(&self) -> bool {
         self.stages.iter().any(|placement| placement.stage.role == ModelRole::Draft)
+    }
+
+    /// How its units keep caches, as it was when the plan was checked.
+    pub fn caches(&self) -> CacheFormat {
+        self.caches
     }
 
     /// The hardware of a unit of this plan.

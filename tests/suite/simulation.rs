@@ -17,7 +17,7 @@ use outrider_pipeline::scheduler::{
 use outrider_pipeline::{Detokenize, DraftPolicy};
 use outrider_plans::swap::{self, Swap};
 use outrider_plans::{
-    CacheLimits, Caches, HeadWeights, Installed, Machine, Mode, ModelRole, ModelShape,
+    CacheFormat, CacheLimits, Caches, HeadWeights, Installed, Machine, Mode, ModelRole, ModelShape,
     PartitionPlan, PlanContext, PlanEpoch, Proposal, Reason,
 };
 
@@ -96,7 +96,11 @@ fn context() -> PlanContext {
         machine: Machine::uniform(4, 1 << 30),
         target: model(8),
         draft: Some(model(2)),
-        caches: CacheLimits { sequences_max: 4, positions_max: POSITIONS as usize },
+        caches: CacheLimits {
+            sequences_max: 4,
+            positions_max: POSITIONS as usize,
+            format: CacheFormat::F16,
+        },
     }
 }
 

@@ -17,7 +17,7 @@ use outrider::request::RequestEvent;
 use outrider::supervisor::RestartPolicy;
 use outrider::unit::{DeviceFactory, Workplace};
 use outrider_devices::sim::{Faults, RecordedDelay, SimDevice};
-use outrider_devices::{Batch, Device, Output, Segment, SequenceId, SlotLimits, Want};
+use outrider_devices::{Batch, CacheFormat, Device, Output, Segment, SequenceId, SlotLimits, Want};
 use outrider_pipeline::scheduler::{FinishReason, GenerationParams};
 use outrider_plans::{
     ModelRole, PartitionPlan, PlanContext, PlanEpoch, Proposal, Reason, StageId, UnitId,
@@ -59,7 +59,8 @@ fn plain(number: u64) -> Vec<u32> {
     let mut device = SimDevice::new(unit(Faults::default()), Arc::new(RecordedDelay::default()));
     let layers = pair().target.config().shape.layers;
     let stage = StageId { role: ModelRole::Target, layer_first: 0, layer_end: layers };
-    let limits = SlotLimits { sequences_max: 1, positions_max: 512, rows_max: 512 };
+    let limits =
+        SlotLimits { sequences_max: 1, positions_max: 512, rows_max: 512, cache: CacheFormat::F16 };
     let mut whole = device.prepare(&pair().subgraph(stage), limits).unwrap();
     let (mut base, mut tokens, mut text) = (0, prompt(number), Vec::new());
     while text.len() < TOKENS {

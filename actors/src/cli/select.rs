@@ -3,12 +3,13 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use clap::{ArgAction, Args};
+use clap::{ArgAction, Args, ValueEnum};
+use outrider_devices::graph::WeightFormat;
 use outrider_observability::{BuildInfo, Registry};
 use outrider_pipeline::scheduler::Prefixes;
 use outrider_pipeline::{Guarding, ModelSource};
 use outrider_plans::{
-    DraftTokens, Mode, ModeKind, ModelRole, PartitionPlan, PlanContext, default_plan,
+    CacheFormat, DraftTokens, Mode, ModeKind, ModelRole, PartitionPlan, PlanContext, default_plan,
     default_plan_in, shipped, shipped_plan,
 };
 
@@ -19,6 +20,29 @@ use crate::foresight::Foresight;
 use crate::meter::TimingTap;
 use crate::pair::Pair;
 
+/// What the draft's projections are rounded to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DraftWeights {
+    /// Nothing: they stay as they are in the file.
+    Own,
+    /// Q8_0.
+    #[value(name = "q8_0")]
+    Q8,
+    /// Q4_0.
+    #[value(name = "q4_0")]
+    Q4,
+}
+
+impl DraftWeights {
+    fn format(self) -> Option<WeightFormat> {
+        match self {
+            DraftWeights::Own => None,
+            DraftWeights::Q8 => Some(WeightFormat::Q8_0),
+            DraftWeights::Q4 => Some(WeightFormat::Q4_0),
+        }
+    }
+}
+
 /// Which models to run, and how.
 #[derive(Args, Clone, Debug)]
 pub struct Selection {
@@ -28,6 +52,10 @@ pub struct Selection {
     /// Draft model with the target's vocabulary. Without it, a target of your own runs without a draft model.
     #[arg(long, value_name = "FILE", env = "OUTRIDER_DRAFT")]
     pub draft: Option<PathBuf>,
+    /// Round the draft's projections to this format at load. A narrower draft is quicker and less often right; texts do not
+    /// change.
+    #[arg(long, value_name = "FORMAT", env = "OUTRIDER_DRAFT_WEIGHTS", default_value = "own")]
+    pub draft_weights: DraftWeights,
     /// Partition plan: a file, or the name of a shipped one (`outrider plan list`). Default: chosen for this machine.
     #[arg(long, value_name = "FILE", env = "OUTRIDER_PLAN")]
     pub plan: Option<String>,
@@ -54,6 +82,10 @@ pub struct Selection {
     /// Positions of one sequence, prompt and answer together. Default: what the model was trained for, at most 4096.
     #[arg(long, value_name = "N", env = "OUTRIDER_CONTEXT")]
     pub context: Option<usize>,
+    /// How keys and values are cached: f16, or q8, which takes nine sixteenths of the room and rounds them to bytes (CPU
+    /// units only).
+    #[arg(long, value_name = "FORMAT", env = "OUTRIDER_CACHE", default_value_t = CacheFormat::F16)]
+    pub cache: CacheFormat,
 }
 
 impl Selection {
@@ -79,7 +111,7 @@ impl Selection {
     /// Loads the models.
     pub fn pair(&self) -> Result<Pair, CliError> {
         let (target, draft) = self.sources()?;
-        Ok(Pair::open(&target, draft.as_ref())?)
+        Ok(Pair::open_with(&target, draft.as_ref(), self.draft_weights.format())?)
     }
 
     /// Bounds of the engine.
@@ -93,6 +125,7 @@ impl Selection {
                 false => Prefixes::Forget,
             },
             context: self.context,
+            cache: self.cache,
         }
     }
 
