@@ -18,9 +18,9 @@ use tracing::{debug, info, warn};
 
 use crate::ledger::Ledger;
 use crate::messages::{
-    Cancel, CutOver, CutOverDone, Drain, Generate, Hop, Hopeless, Inspect, InstanceId, Release,
-    Remedy, Reroute, RoundDone, RoundOutcome, Route, RunDraft, RunStage, Snapshot, StopWarmUp,
-    UnitError, UnitLost, UnitUnfit, WarmUp, WarmUpDone,
+    Cancel, CancelCause, CutOver, CutOverDone, Drain, Generate, Hop, Hopeless, Inspect, InstanceId,
+    Release, Remedy, Reroute, RoundDone, RoundOutcome, Route, RunDraft, RunStage, Snapshot,
+    StopWarmUp, UnitError, UnitLost, UnitUnfit, WarmUp, WarmUpDone,
 };
 use crate::pace_meter::PaceMeter;
 use crate::request::Refusal;
@@ -290,7 +290,7 @@ impl Handler<Generate> for Coordinator {
                 tokio::select! {
                     () = reader.closed() => {
                         // A coordinator that has ended has nothing to cancel.
-                        let _ = address.send(Cancel { sequence }).await;
+                        let _ = address.send(Cancel { sequence, cause: CancelCause::Asked }).await;
                     }
                     _ = closed => {}
                 }
@@ -307,6 +307,9 @@ impl Handler<Cancel> for Coordinator {
     fn handle(&mut self, message: Cancel, _: &mut Self::Context) -> bool {
         let open = self.ledger.is_open(message.sequence);
         if open {
+            if message.cause == CancelCause::Deadline {
+                self.ledger.expire(message.sequence);
+            }
             self.step(Event::Cancel(message.sequence));
         }
         open

@@ -20,7 +20,7 @@ use outrider_pipeline::template::UnixSeconds;
 use outrider_pipeline::tokenizer::AddBos;
 use outrider_pipeline::{
     Conversation, Detokenizer, DraftPolicy, GenerationPrompt, Guarding, Message, SpecialTokens,
-    TemplateError, Tokenizer, TokenizerError,
+    TemplateError, TextStart, Tokenizer, TokenizerError,
 };
 use outrider_plans::swap::Forecasted;
 use outrider_plans::{
@@ -33,7 +33,7 @@ use crate::coordinator::Coordinator;
 use crate::fleet;
 use crate::library::Library;
 use crate::messages::{
-    Cancel, Dissolve, Drain, Generate, Inspect, PreviewPlan, ProposePlan, UnitError,
+    Cancel, CancelCause, Dissolve, Drain, Generate, Inspect, PreviewPlan, ProposePlan, UnitError,
 };
 use crate::meter::{FleetMeter, TimingTap};
 use crate::office::Successor;
@@ -393,9 +393,20 @@ impl Engine {
 
     /// Ends a request. False if it is not open.
     pub async fn cancel(&self, sequence: SequenceId) -> bool {
+        self.cancel_for(sequence, CancelCause::Asked).await
+    }
+
+    /// Ends a request whose time is up.
+    pub async fn expire(&self, sequence: SequenceId) -> bool {
+        self.cancel_for(sequence, CancelCause::Deadline).await
+    }
+
+    /// Also of an engine before, which finishes what it has begun.
+    async fn cancel_for(&self, sequence: SequenceId, cause: CancelCause) -> bool {
         let mut engine = self.clone();
         loop {
-            if engine.shared.coordinator.send(Cancel { sequence }).await.unwrap_or(false) {
+            let cancel = Cancel { sequence, cause };
+            if engine.shared.coordinator.send(cancel).await.unwrap_or(false) {
                 return true;
             }
             let Some(shared) = engine.shared.predecessor.upgrade() else { return false };
@@ -655,7 +666,13 @@ fn scheduler(
     let end_of_text = pair.target.config().special.eos.iter().copied().collect();
     Scheduler::new(
         SchedulerConfig { policy, ..frame(plan, (vocabulary, end_of_text), limits, context) },
-        Box::new(move || Box::new(Detokenizer::at_start(Arc::clone(&tokenizer)))),
+        Box::new(move |begins| {
+            let tokenizer = Arc::clone(&tokenizer);
+            Box::new(match begins {
+                TextStart::Anew => Detokenizer::at_start(tokenizer),
+                TextStart::Continues => Detokenizer::continuing(tokenizer),
+            })
+        }),
     )
 }
 

@@ -42,12 +42,23 @@ pub struct Generate {
     pub events: mpsc::Sender<RequestEvent>,
 }
 
-/// The reader of a request has left, or an operator ended it.
+/// End a request before its text is whole.
 #[derive(Clone, Copy, Debug, Message)]
 #[rtype(result = "bool")]
 pub struct Cancel {
     /// The request.
     pub sequence: SequenceId,
+    /// Why.
+    pub cause: CancelCause,
+}
+
+/// Why a request is ended before its text is whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CancelCause {
+    /// Its reader has left, or an operator ended it.
+    Asked,
+    /// Its time was up.
+    Deadline,
 }
 
 /// Run another plan. The answer comes when the swap has ended, well or not.

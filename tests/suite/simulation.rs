@@ -216,7 +216,7 @@ impl World {
             now: 0,
             queue: BTreeMap::new(),
             queued: 0,
-            scheduler: Scheduler::new(config, Box::new(|| Box::new(Mute))),
+            scheduler: Scheduler::new(config, Box::new(|_| Box::new(Mute))),
             swap: Swap::new(first.clone()),
             plans,
             caches: BTreeMap::new(),

@@ -13,8 +13,8 @@ use outrider_plans::{
     PlanSpec, default_plan, default_plan_in, shipped, shipped_plan,
 };
 
-use super::CliError;
 use super::calibrate::CalibrationPlace;
+use super::{CliError, OwnUnits};
 use crate::engine::{Engine, EngineLimits, EngineOptions};
 use crate::foresight::Foresight;
 use crate::library;
@@ -151,10 +151,14 @@ impl Selection {
         Ok(Engine::start(self.options()?).await?)
     }
 
-    /// The same for a service, with every job told to `timings`.
-    pub(super) async fn office(&self, timings: TimingTap) -> Result<Office, CliError> {
+    /// The same for a service, with units of one's own, and every job told to `timings`.
+    pub(super) async fn office(
+        &self,
+        factories: OwnUnits,
+        timings: TimingTap,
+    ) -> Result<Office, CliError> {
         let timings = Some(timings);
-        Ok(Office::open(EngineOptions { timings, ..self.options()? }).await?)
+        Ok(Office::open(EngineOptions { factories, timings, ..self.options()? }).await?)
     }
 
     fn options(&self) -> Result<EngineOptions, CliError> {

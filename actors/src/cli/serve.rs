@@ -13,7 +13,7 @@ use tracing::{info, warn};
 
 use super::logging::LogArguments;
 use super::plan_file::{self, Watch};
-use super::{CliError, Selection, in_system};
+use super::{CliError, OwnUnits, Selection, in_system};
 use crate::gateway::{self, GatewayOptions, Keys};
 use crate::notify::Notifier;
 use crate::office::Office;
@@ -164,12 +164,13 @@ fn keys_in(file: &Path) -> Result<Vec<String>, DoorError> {
 }
 
 #[expect(clippy::print_stderr, reason = "the command's own output")]
-pub(super) fn run(arguments: ServeArguments) -> Result<(), CliError> {
+pub(super) fn run(arguments: ServeArguments, units: OwnUnits) -> Result<(), CliError> {
     let options = arguments.gateway()?;
     in_system(async move {
         let (tap, timings) = crossbeam_channel::bounded(planner::TIMINGS_MAX);
         let foresight = arguments.selection.foresight();
-        let office = arguments.selection.office(tap).await?.with_foresight(foresight.clone());
+        let office = arguments.selection.office(units, tap).await?;
+        let office = office.with_foresight(foresight.clone());
         let engine = office.engine();
         if let Some(foresight) = foresight {
             let planner = Planner::new(foresight, (*engine.plan()).clone());
