@@ -3,7 +3,6 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 mod api;
-mod boards;
 mod browser;
 mod calibration;
 mod clients;
@@ -17,7 +16,6 @@ mod monitoring;
 mod operations;
 mod page;
 mod peers;
-mod planner;
 mod process;
 mod service;
 mod simulation;
