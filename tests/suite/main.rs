@@ -16,6 +16,7 @@ mod operations;
 mod page;
 mod peers;
 mod process;
+mod resident;
 mod service;
 mod simulation;
 mod simulation_actors;
