@@ -44,7 +44,7 @@ pub(super) const TABLES: &[(&str, &[&str])] = &[
 
 /// Why a file cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum SettingsError {
+pub enum SettingsError {
     /// The file cannot be read.
     #[error("cannot read {}: {source}", file.display())]
     Unreadable {
@@ -90,7 +90,7 @@ impl Settings {
     }
 
     /// Reads a file's text.
-    fn parse(file: PathBuf, text: &str) -> Result<Self, SettingsError> {
+    pub(super) fn parse(file: PathBuf, text: &str) -> Result<Self, SettingsError> {
         let wrong = |at: usize, problem: String| {
             let line = 1 + text.bytes().take(at).filter(|&b| b == b'\n').count();
             SettingsError::Wrong { file: file.clone(), line, problem }
