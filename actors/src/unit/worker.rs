@@ -231,6 +231,11 @@ impl Desk {
                     None => Err(not_installed(stage)),
                 };
                 let result = meter.time(stage, Work::of_batch(&job.batch), || guard(run));
+                if let (Ok(Output::Activations(activations)), Some(next)) =
+                    (&result, job.route.hops.get(job.hop + 1))
+                {
+                    meter.sent(&next.unit, activations, &job.batch);
+                }
                 let broken = result.as_ref().err().and_then(lost);
                 Done { report: Some(Report::Ran(job, result)), broken }
             }
