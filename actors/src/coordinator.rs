@@ -18,9 +18,9 @@ use tracing::{debug, info, warn};
 
 use crate::ledger::Ledger;
 use crate::messages::{
-    Cancel, CutOver, CutOverDone, Drain, Generate, Hop, Hopeless, Inspect, InstanceId, Release,
-    Remedy, Reroute, RoundDone, RoundOutcome, Route, RunDraft, RunStage, Snapshot, StopWarmUp,
-    UnitError, UnitLost, UnitUnfit, WarmUp, WarmUpDone,
+    Cancel, CancelCause, CutOver, CutOverDone, Drain, Generate, Hop, Hopeless, Inspect, InstanceId,
+    Release, Remedy, Reroute, RoundDone, RoundOutcome, Route, RunDraft, RunStage, Snapshot,
+    StopWarmUp, UnitError, UnitLost, UnitUnfit, WarmUp, WarmUpDone,
 };
 use crate::pace_meter::PaceMeter;
 use crate::request::Refusal;
@@ -76,6 +76,11 @@ impl Coordinator {
             sequences: 0,
             draining: false,
         }
+    }
+
+    /// The same, with names of sequences above those of a coordinator before it.
+    pub fn numbering_from(self, sequences: u64) -> Self {
+        Self { sequences, ..self }
     }
 
     /// One step of the scheduler, and the messages that come of it. Returns why a new sequence was rejected, if it was.
@@ -285,7 +290,7 @@ impl Handler<Generate> for Coordinator {
                 tokio::select! {
                     () = reader.closed() => {
                         // A coordinator that has ended has nothing to cancel.
-                        let _ = address.send(Cancel { sequence }).await;
+                        let _ = address.send(Cancel { sequence, cause: CancelCause::Asked }).await;
                     }
                     _ = closed => {}
                 }
@@ -302,6 +307,9 @@ impl Handler<Cancel> for Coordinator {
     fn handle(&mut self, message: Cancel, _: &mut Self::Context) -> bool {
         let open = self.ledger.is_open(message.sequence);
         if open {
+            if message.cause == CancelCause::Deadline {
+                self.ledger.expire(message.sequence);
+            }
             self.step(Event::Cancel(message.sequence));
         }
         open
@@ -356,7 +364,9 @@ impl Coordinator {
 
     /// Asks for a plan that does without the unit that refused.
     fn replan(&self, role: ModelRole, error: &UnitError) {
-        let (UnitError::Device { unit, .. } | UnitError::Gone { unit, .. }) = error;
+        let (UnitError::Device { unit, .. }
+        | UnitError::Gone { unit, .. }
+        | UnitError::Model { unit, .. }) = error;
         let hops = self.route(role).into_iter().flat_map(|route| &route.hops);
         let instance = hops.filter(|hop| hop.unit == *unit).map(|hop| hop.instance).next();
         if let (Some(superior), Some(instance)) = (&self.supervisor, instance) {

@@ -20,6 +20,8 @@ struct Entry {
     started: Option<Instant>,
     first_token: Option<Instant>,
     last_token: Option<Instant>,
+    /// Its time was up: it is about to be cancelled.
+    expired: bool,
 }
 
 /// Readers and times of the sequences that are being decoded.
@@ -48,6 +50,7 @@ impl Ledger {
             started: None,
             first_token: None,
             last_token: None,
+            expired: false,
         };
         self.entries.insert(sequence, entry);
     }
@@ -55,6 +58,13 @@ impl Ledger {
     /// A request was refused after all.
     pub(crate) fn forget(&mut self, sequence: SequenceId) {
         self.entries.remove(&sequence);
+    }
+
+    /// A request's time is up: its end will count as that.
+    pub(crate) fn expire(&mut self, sequence: SequenceId) {
+        if let Some(entry) = self.entries.get_mut(&sequence) {
+            entry.expired = true;
+        }
     }
 
     /// Rows of these sequences go to a unit.
@@ -108,13 +118,19 @@ impl Ledger {
     ) {
         let Some(entry) = self.entries.remove(&sequence) else { return };
         let timings = entry.timings(now);
-        self.count(&reason, &statistics, &timings);
+        match reason {
+            FinishReason::Cancelled if entry.expired => {
+                self.metrics.failures.increment(FailureReason::Timeout);
+            }
+            _ => self.count(&reason),
+        }
+        self.measure(&statistics, &timings);
         self.metrics.e2e_latency.record(now.duration_since(entry.arrived));
         // A reader that has left is told nothing.
         let _ = entry.events.try_send(RequestEvent::Finished { reason, statistics, timings });
     }
 
-    fn count(&self, reason: &FinishReason, statistics: &Statistics, timings: &Timings) {
+    fn count(&self, reason: &FinishReason) {
         let metrics = &self.metrics;
         match reason {
             FinishReason::Stop | FinishReason::StopString => {
@@ -124,6 +140,10 @@ impl Ledger {
             FinishReason::Cancelled => metrics.failures.increment(FailureReason::Cancelled),
             FinishReason::Failed { .. } => metrics.failures.increment(FailureReason::UnitLost),
         }
+    }
+
+    fn measure(&self, statistics: &Statistics, timings: &Timings) {
+        let metrics = &self.metrics;
         if statistics.predicted_n > 0 {
             let cached = u64::from(statistics.cached_n);
             metrics.prompt_tokens.increment(u64::from(statistics.prompt_n) - cached);

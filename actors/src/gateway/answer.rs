@@ -10,6 +10,7 @@ use actix_web::HttpResponse;
 use actix_web::web::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::{self, LocalBoxStream};
+use outrider_devices::SequenceId;
 use outrider_pipeline::scheduler::EmittedToken;
 use tokio::time::{Sleep, sleep, timeout};
 use tokio_stream::wrappers::ReceiverStream;
@@ -62,11 +63,20 @@ pub(super) async fn answer(
     if ask.streamed {
         return Ok(streamed(Streaming::new(letterhead, page, &ask), events));
     }
-    let whole = timeout(ask.deadline, whole(letterhead, page, &ask, events)).await;
-    Ok(HttpResponse::Ok().json(whole.unwrap_or_else(|_| Err(late(ask.deadline)))?))
+    let sequences = page.sequences();
+    let mut whole = Box::pin(whole(letterhead, page, &ask, events));
+    // The readers go with `whole`: what was late has to be said before they do.
+    match timeout(ask.deadline, &mut whole).await {
+        Ok(whole) => Ok(HttpResponse::Ok().json(whole?)),
+        Err(_) => Err(late(engine, &sequences, ask.deadline).await),
+    }
 }
 
-fn late(deadline: Duration) -> ServeError {
+/// Ends what was not done in time.
+async fn late(engine: &Engine, sequences: &[SequenceId], deadline: Duration) -> ServeError {
+    for sequence in sequences {
+        engine.expire(*sequence).await;
+    }
     ServeError::DeadlinePassed(deadline.as_secs())
 }
 
@@ -162,7 +172,8 @@ impl Streaming {
         let happened = tokio::select! {
             happened = events.next() => happened,
             () = passed => {
-                let error = late(*deadline);
+                let sequences = self.page.sequences();
+                let error = late(&self.letterhead.engine, &sequences, *deadline).await;
                 return Some(self.fail(&error));
             }
         };

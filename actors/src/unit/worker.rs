@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
-use outrider_devices::{Device, DeviceError, Executable, MemoryUse, SequenceId};
+use outrider_devices::{Device, DeviceError, Executable, MemoryUse, Output, SequenceId};
 use outrider_plans::{StageId, UnitId};
 use tokio::sync::oneshot;
 

@@ -105,7 +105,7 @@ fn play(scene: &Scene) -> Played {
         known_times: Default::default(),
         prefixes: Prefixes::Forget,
     };
-    let mut scheduler = Scheduler::new(config, Box::new(|| Box::new(Silent)));
+    let mut scheduler = Scheduler::new(config, Box::new(|_| Box::new(Silent)));
     let (mut now, mut times, mut under_way) = (0, Vec::new(), Vec::new());
     let mut events = Vec::new();
     for id in 0..scene.sequences {

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use outrider_devices::cpu::{CpuDevice, CpuOptions};
 use outrider_devices::gpu::GpuSelector;
 use outrider_devices::{
-    Batch, Device, Executable, Output, Sampling, Segment, SequenceId, SlotLimits, Want,
+    Batch, CacheFormat, Device, Executable, Output, Sampling, Segment, SequenceId, SlotLimits, Want,
 };
 use outrider_observability::Registry;
 use outrider_pipeline::Guarding;
@@ -87,7 +87,8 @@ async fn compare(arguments: &BenchArguments) -> Result<Report, CliError> {
     let whole =
         pair.subgraph(StageId { role: ModelRole::Target, layer_first: 0, layer_end: layers });
     let positions_max = pair.context_length();
-    let slots = SlotLimits { sequences_max: 1, positions_max, rows_max: 64 };
+    let slots =
+        SlotLimits { sequences_max: 1, positions_max, rows_max: 64, cache: CacheFormat::F16 };
     let mut gpu_device = gpu_tuning::open(&GpuSelector::Best)?;
     let mut gpu = gpu_device.prepare(&whole, slots)?;
     let mut cpu = CpuDevice::new(CpuOptions::default())?.prepare(&whole, slots)?;

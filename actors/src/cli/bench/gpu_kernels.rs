@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use outrider_devices::gpu::measure::{self, GpuCosts, Timer};
 use outrider_devices::gpu::{AdapterKind, GpuDevice, GpuSelector};
-use outrider_devices::{Device, SlotLimits, Subgraph};
+use outrider_devices::{CacheFormat, Device, SlotLimits, Subgraph};
 use serde::Serialize;
 
 use crate::cli::CliError;
@@ -123,7 +123,8 @@ impl Bench {
         (context, prompt): (usize, usize),
     ) -> Result<ModelReport, CliError> {
         let positions_max = (context + 64).max(prompt);
-        let limits = SlotLimits { sequences_max: 2, positions_max, rows_max: 64 };
+        let limits =
+            SlotLimits { sequences_max: 2, positions_max, rows_max: 64, cache: CacheFormat::F16 };
         let mut executable = self.device.prepare(whole, limits)?;
         let weight_bytes = executable.memory().weights;
         let dispatches = measure::dispatches(&self.device, (whole, limits))?;
