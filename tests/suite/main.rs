@@ -11,6 +11,7 @@ mod conformance;
 mod equivalence;
 mod gpu;
 mod gpu_faults;
+mod gpu_work;
 mod monitoring;
 mod operations;
 mod page;

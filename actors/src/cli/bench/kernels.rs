@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use outrider_devices::cpu::measure::{Bench, HeadRows, Pass, PassTime, read_bandwidth};
 use outrider_devices::cpu::{CpuDevice, CpuOptions};
+use outrider_devices::gpu::GpuSelector;
 use outrider_devices::graph::{LlamaShape, WeightFormat};
 use outrider_devices::synthetic;
 use outrider_devices::{CacheFormat, Subgraph};
@@ -17,6 +18,7 @@ use outrider_pipeline::ModelSource;
 use outrider_plans::ModelRole;
 use serde::Serialize;
 
+use super::gpu_kernels;
 use crate::cli::{CliError, print_json};
 
 /// Times that the array is read to find the bandwidth.
@@ -57,6 +59,9 @@ pub(super) struct KernelsArguments {
     /// Passes of each kind; figures are medians over them.
     #[arg(long, value_name = "N", default_value_t = 15)]
     runs: usize,
+    /// Time a GPU instead: its number, a part of its name, or `best`.
+    #[arg(long, value_name = "ADAPTER", conflicts_with_all = ["cores", "rows"])]
+    gpu: Option<String>,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -149,6 +154,21 @@ pub(super) fn run(arguments: &KernelsArguments) -> Result<(), CliError> {
     }
     if arguments.runs == 0 || arguments.rows.contains(&0) {
         return Err("--runs and --rows must be at least 1".into());
+    }
+    if let Some(adapter) = &arguments.gpu {
+        let selector = match (adapter.as_str(), adapter.parse()) {
+            ("best", _) => GpuSelector::Best,
+            (_, Ok(index)) => GpuSelector::Index(index),
+            (part, Err(_)) => GpuSelector::NameContains(part.to_owned()),
+        };
+        let bench = gpu_kernels::Bench::open(&selector, arguments.runs as u32)?;
+        let sizes = (arguments.context, arguments.prompt);
+        let report = bench.report(subgraphs(arguments)?, sizes)?;
+        if arguments.json {
+            return print_json(&report);
+        }
+        print!("{report}");
+        return Ok(());
     }
     let mut device =
         CpuDevice::new(CpuOptions { cores: arguments.cores.clone(), ..CpuOptions::default() })?;

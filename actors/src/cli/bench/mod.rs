@@ -4,6 +4,8 @@
 //! plain text of the same target placement.
 
 mod check;
+mod devices;
+mod gpu_kernels;
 mod kernels;
 mod report;
 
@@ -67,6 +69,9 @@ pub(super) struct BenchArguments {
     /// calibration holds.
     #[arg(long)]
     check_forecast: bool,
+    /// Compare a target on the best GPU with one on the processor instead: every text is the same, or parts at a near tie.
+    #[arg(long, conflicts_with_all = ["plans", "check_forecast"])]
+    check_devices: bool,
     #[command(flatten)]
     place: CalibrationPlace,
     /// Print JSON.
@@ -76,7 +81,8 @@ pub(super) struct BenchArguments {
 
 #[derive(Debug, Subcommand)]
 enum BenchCommand {
-    /// Time the CPU unit's forwards alone: time, share of the memory's bandwidth, and cost of each further row.
+    /// Time a unit's forwards alone, the processor's or with `--gpu` a GPU's: time beside the least that it could be, and cost
+    /// of each further row.
     Kernels(kernels::KernelsArguments),
 }
 
@@ -99,6 +105,9 @@ pub(super) fn run(arguments: BenchArguments) -> Result<(), CliError> {
     in_system(async move {
         if arguments.check_forecast {
             return check::run(&arguments).await;
+        }
+        if arguments.check_devices {
+            return devices::run(&arguments).await;
         }
         let report = measure(&arguments).await?;
         if arguments.json {
