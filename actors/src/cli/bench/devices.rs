@@ -18,7 +18,7 @@ use outrider_pipeline::Guarding;
 use outrider_plans::{ModeKind, ModelRole, StageId, default_plan_in};
 use serde::Serialize;
 
-use super::{BenchArguments, Contender, prompts};
+use super::{BenchArguments, Contender, PROMPTS, prompts};
 use crate::cli::select::build_info;
 use crate::cli::{CliError, print_json};
 use crate::engine::{Engine, EngineOptions};
@@ -73,7 +73,7 @@ pub(super) async fn run(arguments: &BenchArguments) -> Result<(), CliError> {
 }
 
 async fn compare(arguments: &BenchArguments) -> Result<Report, CliError> {
-    let prompts = prompts(arguments)?;
+    let prompts = prompts(arguments, PROMPTS)?;
     let pair = arguments.selection.pair()?;
     let limits = arguments.selection.limits();
     let plan = default_plan_in(ModeKind::Plain, &limits.plan_context(&pair))?;

@@ -72,6 +72,9 @@ pub(super) struct BenchArguments {
     /// Compare a target on the best GPU with one on the processor instead: every text is the same, or parts at a near tie.
     #[arg(long, conflicts_with_all = ["plans", "check_forecast"])]
     check_devices: bool,
+    /// Write every job of that check to this file, one line of JSON an answer.
+    #[arg(long, value_name = "FILE.jsonl", requires = "check_forecast")]
+    trace: Option<PathBuf>,
     #[command(flatten)]
     place: CalibrationPlace,
     /// Print JSON.
@@ -122,7 +125,7 @@ async fn measure(arguments: &BenchArguments) -> Result<Report, CliError> {
     if arguments.runs == 0 {
         return Err("--runs must be at least 1".into());
     }
-    let prompts = prompts(arguments)?;
+    let prompts = prompts(arguments, PROMPTS)?;
     let pair = arguments.selection.pair()?;
     let mut contenders = Vec::new();
     for (plan, plain) in plans(arguments, &pair)? {
@@ -207,11 +210,12 @@ fn plans(arguments: &BenchArguments, pair: &Pair) -> Result<Vec<(PartitionPlan, 
     Ok(plans)
 }
 
-fn prompts(arguments: &BenchArguments) -> Result<Vec<String>, CliError> {
+/// The prompts that are asked for, else `shipped`.
+fn prompts(arguments: &BenchArguments, shipped: &str) -> Result<Vec<String>, CliError> {
     let text = match &arguments.prompts {
         Some(path) => std::fs::read_to_string(path)
             .map_err(|error| format!("cannot read prompts {}: {error}", path.display()))?,
-        None => PROMPTS.to_owned(),
+        None => shipped.to_owned(),
     };
     let first = |line: &str| line.split('\t').next().unwrap_or_default().trim().to_owned();
     let prompts: Vec<_> = text

@@ -8,6 +8,7 @@ use outrider_pipeline::scheduler::Statistics;
 use outrider_plans::{Mode, PartitionPlan};
 use serde::Serialize;
 
+use crate::calibrate::Answered;
 use crate::request::Timings;
 
 /// Sums over the prompts of one pass.
@@ -34,6 +35,21 @@ impl Measured {
         self.drafted += u64::from(statistics.draft_n);
         self.accepted += u64::from(statistics.draft_n_accepted);
         self.rounds += u64::from(statistics.rounds);
+    }
+
+    /// Answers that came one after the other.
+    pub(super) fn of(answers: &[Answered]) -> Self {
+        let mut sum = Self::default();
+        for answered in answers {
+            sum.elapsed += answered.lasted;
+            sum.add(&answered.statistics, &answered.timings);
+        }
+        sum
+    }
+
+    /// Tokens of output.
+    pub(super) fn tokens(&self) -> u64 {
+        self.tokens
     }
 
     /// Tokens over the whole time, prompts included.
