@@ -25,6 +25,11 @@ impl fmt::Display for PartitionPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "plan {} ({})", self.name, self.fingerprint())?;
         writeln!(f, "  mode    {}", self.mode)?;
+        for role in [ModelRole::Target, ModelRole::Draft] {
+            if let Some(model) = self.models.of(role) {
+                writeln!(f, "  model   {role} {model}")?;
+            }
+        }
         let width = self.units.keys().map(|unit| unit.as_str().len()).max().unwrap_or(0);
         for role in [ModelRole::Target, ModelRole::Draft] {
             for placement in self.chain(role) {

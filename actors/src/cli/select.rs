@@ -9,15 +9,17 @@ use outrider_observability::{BuildInfo, Registry};
 use outrider_pipeline::scheduler::Prefixes;
 use outrider_pipeline::{Guarding, ModelSource};
 use outrider_plans::{
-    CacheFormat, DraftTokens, Mode, ModeKind, ModelRole, PartitionPlan, PlanContext, default_plan,
-    default_plan_in, shipped, shipped_plan,
+    CacheFormat, DraftTokens, Mode, ModeKind, ModelRole, Models, PartitionPlan, PlanContext,
+    PlanSpec, default_plan, default_plan_in, shipped, shipped_plan,
 };
 
 use super::calibrate::CalibrationPlace;
 use super::{CliError, OwnUnits};
 use crate::engine::{Engine, EngineLimits, EngineOptions};
 use crate::foresight::Foresight;
+use crate::library;
 use crate::meter::TimingTap;
+use crate::office::Office;
 use crate::pair::Pair;
 
 /// What the draft's projections are rounded to.
@@ -89,23 +91,38 @@ pub struct Selection {
 }
 
 impl Selection {
-    /// Where the models are.
+    /// Where the models are: as the arguments say, else as the plan does.
     pub fn sources(&self) -> Result<(ModelSource, Option<ModelSource>), CliError> {
-        match &self.target {
-            None if self.draft.is_some() => {
+        let file = |path: &PathBuf| ModelSource::File(path.clone());
+        let named = self.models_of_plan();
+        let source = |role, flag: &Option<PathBuf>| {
+            let by_plan = named.of(role).map(|name| library::source(role, name));
+            flag.as_ref().map(file).or(by_plan)
+        };
+        let target = source(ModelRole::Target, &self.target);
+        let draft = source(ModelRole::Draft, &self.draft);
+        match (target, draft) {
+            (None, Some(ModelSource::File(_))) if self.draft.is_some() => {
                 Err("a draft needs the target that it rides ahead of: name it with --target FILE"
                     .into())
             }
-            Some(target) => {
-                let file = |path: &PathBuf| ModelSource::File(path.clone());
-                Ok((file(target), self.draft.as_ref().map(file)))
-            }
-            None if cfg!(feature = "embedded-models") => {
+            (Some(target), draft) => Ok((target, draft)),
+            (None, draft) if cfg!(feature = "embedded-models") => {
                 let shipped = ModelSource::Shipped;
-                Ok((shipped(ModelRole::Target), Some(shipped(ModelRole::Draft))))
+                let draft = draft.unwrap_or(shipped(ModelRole::Draft));
+                Ok((shipped(ModelRole::Target), Some(draft)))
             }
-            None => Err("this build has no shipped models: name one with --target FILE".into()),
+            (None, _) => {
+                Err("this build has no shipped models: name one with --target FILE".into())
+            }
         }
+    }
+
+    /// The models that the plan's file names. What is wrong with it is said when it is read as a plan.
+    fn models_of_plan(&self) -> Models {
+        let text = self.plan.as_ref().and_then(|file| std::fs::read_to_string(file).ok());
+        let spec = text.and_then(|text| PlanSpec::parse(&text, None).ok());
+        spec.map(|spec| spec.models().clone()).unwrap_or_default()
     }
 
     /// Loads the models.
@@ -131,21 +148,25 @@ impl Selection {
 
     /// Starts the engine that all this describes.
     pub async fn engine(&self) -> Result<Engine, CliError> {
-        self.engine_with(OwnUnits::new(), None).await
+        Ok(Engine::start(self.options()?).await?)
     }
 
-    /// The same, with units of one's own, and every job told to `timings`.
-    pub(super) async fn engine_with(
+    /// The same for a service, with units of one's own, and every job told to `timings`.
+    pub(super) async fn office(
         &self,
         factories: OwnUnits,
-        timings: Option<TimingTap>,
-    ) -> Result<Engine, CliError> {
+        timings: TimingTap,
+    ) -> Result<Office, CliError> {
+        let timings = Some(timings);
+        Ok(Office::open(EngineOptions { factories, timings, ..self.options()? }).await?)
+    }
+
+    fn options(&self) -> Result<EngineOptions, CliError> {
         let pair = self.pair()?;
         let plan = self.plan(&pair)?;
         let registry = Arc::new(Registry::new(build_info()));
         let options = EngineOptions::new(pair, plan, self.limits(), registry);
-        Ok(Engine::start(EngineOptions { factories, timings, guarding: Guarding::On, ..options })
-            .await?)
+        Ok(EngineOptions { guarding: Guarding::On, ..options })
     }
 
     /// Forecasts for this machine and these models, if a calibration holds.
@@ -220,7 +241,9 @@ pub(super) fn named_plan(name: &str, context: &PlanContext) -> Result<PartitionP
             }
         },
     };
-    Ok(PartitionPlan::from_toml(&text, Some(name), context)?)
+    let spec = PlanSpec::parse(&text, Some(name))?;
+    // Its models were opened before, as those that everything starts with.
+    Ok(spec.with_models(Models::default()).check(context)?)
 }
 
 /// The plan's placement in another mode, or the default placement of that mode where the plan's does not do.

@@ -35,7 +35,8 @@ impl PlanProblem {
 }
 
 impl PlanSpec {
-    /// Checks the plan against a machine and models, and resolves its units there.
+    /// Checks the plan against a machine and models, and resolves its units there. If it names models, `context` has to be
+    /// about these.
     ///
     /// Fails with the first mistake in the order: names, mode and numbers, units, layers, caches, memory.
     pub fn check(&self, context: &PlanContext) -> Result<PartitionPlan, PlanError> {
@@ -57,8 +58,9 @@ impl PlanSpec {
         let memory =
             stages.iter().map(|placement| (placement.stage, context.stage_memory(placement.stage)));
         let memory = BTreeMap::from_iter(memory);
-        let (name, caches) = (self.name.value.clone(), context.caches.format);
-        let plan = PartitionPlan { name, mode, units, stages, caches, memory };
+        let (name, models) = (self.name.value.clone(), self.models.clone());
+        let caches = context.caches.format;
+        let plan = PartitionPlan { name, mode, models, units, stages, caches, memory };
         caches::kept(&plan).map_err(|(unit, problem)| problem.at(self.units[unit.as_str()].at))?;
         memory::fits(&plan, context)
             .map_err(|(unit, problem)| problem.at(self.units[unit.as_str()].at))?;
