@@ -18,9 +18,9 @@ use tracing::{debug, info, warn};
 
 use crate::ledger::Ledger;
 use crate::messages::{
-    Cancel, CutOver, CutOverDone, Drain, Generate, Hop, Hopeless, Inspect, InstanceId, Release,
-    Remedy, Reroute, RoundDone, RoundOutcome, Route, RunDraft, RunStage, Snapshot, StopWarmUp,
-    UnitError, UnitLost, UnitUnfit, WarmUp, WarmUpDone,
+    Cancel, CancelCause, CutOver, CutOverDone, Drain, Generate, Hop, Hopeless, Inspect, InstanceId,
+    Release, Remedy, Reroute, RoundDone, RoundOutcome, Route, RunDraft, RunStage, Snapshot,
+    StopWarmUp, UnitError, UnitLost, UnitUnfit, WarmUp, WarmUpDone,
 };
 use crate::pace_meter::PaceMeter;
 use crate::request::Refusal;
@@ -285,7 +285,8 @@ impl Handler<Generate> for Coordinator {
                 tokio::select! {
                     () = reader.closed() => {
                         // A coordinator that has ended has nothing to cancel.
-                        let _ = address.send(Cancel { sequence }).await;
+                        let because = CancelCause::Unwanted;
+                        let _ = address.send(Cancel { sequence, because }).await;
                     }
                     _ = closed => {}
                 }
@@ -302,6 +303,7 @@ impl Handler<Cancel> for Coordinator {
     fn handle(&mut self, message: Cancel, _: &mut Self::Context) -> bool {
         let open = self.ledger.is_open(message.sequence);
         if open {
+            self.ledger.cancelled(message.sequence, message.because);
             self.step(Event::Cancel(message.sequence));
         }
         open

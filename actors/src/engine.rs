@@ -31,7 +31,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::coordinator::Coordinator;
 use crate::fleet;
-use crate::messages::{Cancel, Drain, Generate, Inspect, PreviewPlan, ProposePlan, UnitError};
+use crate::messages::{
+    Cancel, CancelCause, Drain, Generate, Inspect, PreviewPlan, ProposePlan, UnitError,
+};
 use crate::meter::{FleetMeter, TimingTap};
 use crate::pair::Pair;
 use crate::request::{Refusal, RequestEvent};
@@ -290,7 +292,17 @@ impl Engine {
 
     /// Ends a request. False if it is not open.
     pub async fn cancel(&self, sequence: SequenceId) -> bool {
-        self.shared.coordinator.send(Cancel { sequence }).await.unwrap_or(false)
+        let because = CancelCause::Unwanted;
+        self.shared.coordinator.send(Cancel { sequence, because }).await.unwrap_or(false)
+    }
+
+    /// Ends requests whose deadline has passed.
+    pub async fn expire(&self, sequences: &[SequenceId]) {
+        for &sequence in sequences {
+            let because = CancelCause::DeadlinePassed;
+            // A coordinator that has ended has nothing to cancel.
+            let _ = self.shared.coordinator.send(Cancel { sequence, because }).await;
+        }
     }
 
     /// Takes no more requests from now on; open ones go on.

@@ -10,6 +10,7 @@ use outrider_observability::{FailureReason, FinishedReason, RequestMetrics};
 use outrider_pipeline::scheduler::{EmittedToken, FinishReason, Statistics};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::messages::CancelCause;
 use crate::request::{RequestEvent, Timings};
 
 struct Entry {
@@ -20,6 +21,7 @@ struct Entry {
     started: Option<Instant>,
     first_token: Option<Instant>,
     last_token: Option<Instant>,
+    cancelled: CancelCause,
 }
 
 /// Readers and times of the sequences that are being decoded.
@@ -48,8 +50,16 @@ impl Ledger {
             started: None,
             first_token: None,
             last_token: None,
+            cancelled: CancelCause::Unwanted,
         };
         self.entries.insert(sequence, entry);
+    }
+
+    /// A request is about to be cancelled.
+    pub(crate) fn cancelled(&mut self, sequence: SequenceId, because: CancelCause) {
+        if let Some(entry) = self.entries.get_mut(&sequence) {
+            entry.cancelled = because;
+        }
     }
 
     /// A request was refused after all.
@@ -108,20 +118,28 @@ impl Ledger {
     ) {
         let Some(entry) = self.entries.remove(&sequence) else { return };
         let timings = entry.timings(now);
-        self.count(&reason, &statistics, &timings);
+        self.count((&reason, entry.cancelled), &statistics, &timings);
         self.metrics.e2e_latency.record(now.duration_since(entry.arrived));
         // A reader that has left is told nothing.
         let _ = entry.events.try_send(RequestEvent::Finished { reason, statistics, timings });
     }
 
-    fn count(&self, reason: &FinishReason, statistics: &Statistics, timings: &Timings) {
+    fn count(
+        &self,
+        (reason, cancelled): (&FinishReason, CancelCause),
+        statistics: &Statistics,
+        timings: &Timings,
+    ) {
         let metrics = &self.metrics;
         match reason {
             FinishReason::Stop | FinishReason::StopString => {
                 metrics.success.increment(FinishedReason::Stop);
             }
             FinishReason::Length => metrics.success.increment(FinishedReason::Length),
-            FinishReason::Cancelled => metrics.failures.increment(FailureReason::Cancelled),
+            FinishReason::Cancelled => metrics.failures.increment(match cancelled {
+                CancelCause::Unwanted => FailureReason::Cancelled,
+                CancelCause::DeadlinePassed => FailureReason::Timeout,
+            }),
             FinishReason::Failed { .. } => metrics.failures.increment(FailureReason::UnitLost),
         }
         if statistics.predicted_n > 0 {

@@ -41,12 +41,23 @@ pub struct Generate {
     pub events: mpsc::Sender<RequestEvent>,
 }
 
-/// The reader of a request has left, or an operator ended it.
+/// A request is to end before its text does.
 #[derive(Clone, Copy, Debug, Message)]
 #[rtype(result = "bool")]
 pub struct Cancel {
     /// The request.
     pub sequence: SequenceId,
+    /// Why.
+    pub because: CancelCause,
+}
+
+/// Why a request ends before its text does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CancelCause {
+    /// Its reader has left, or an operator ended it.
+    Unwanted,
+    /// Its deadline has passed.
+    DeadlinePassed,
 }
 
 /// Run another plan. The answer comes when the swap has ended, well or not.

@@ -165,6 +165,9 @@ fn a_deadline_ends_an_answer_with_an_error() {
     let [.., error, done] = events.as_slice() else { panic!("{events:?}") };
     assert!(error.contains("deadline_passed") && done == "[DONE]", "{error}");
     service.await_metric("outrider_num_requests_running", 0.0);
+    let ended = |reason| format!("outrider_request_failures_total{{reason=\"{reason}\"}}");
+    assert_eq!(service.metric(&ended("cancelled")), 0.0, "a deadline is not a client that left");
+    assert!(service.metric(&ended("timeout")) >= 2.0);
 }
 
 #[test]

@@ -3,13 +3,14 @@
 //! *Invariant:* an answer ends as it was asked to or with an error, never in silence; with it go its readers, which is
 //! what ends the work on it.
 
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use actix_web::HttpResponse;
 use actix_web::web::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::{self, LocalBoxStream};
+use outrider_devices::SequenceId;
 use outrider_pipeline::scheduler::EmittedToken;
 use tokio::time::{Sleep, sleep, timeout};
 use tokio_stream::wrappers::ReceiverStream;
@@ -57,13 +58,19 @@ pub(super) async fn answer(
         mark_tokens: ask.mark_tokens,
         engine: engine.clone(),
     };
-    let page = requests.open(letterhead.id.clone(), request_id.0, sequences, ask.prompt.len());
+    let page =
+        requests.open(letterhead.id.clone(), request_id.0, sequences.clone(), ask.prompt.len());
     let events = stream::select_all(readers).boxed_local();
     if ask.streamed {
-        return Ok(streamed(Streaming::new(letterhead, page, &ask), events));
+        return Ok(streamed(Streaming::new(letterhead, (page, sequences), &ask), events));
     }
-    let whole = timeout(ask.deadline, whole(letterhead, page, &ask, events)).await;
-    Ok(HttpResponse::Ok().json(whole.unwrap_or_else(|_| Err(late(ask.deadline)))?))
+    // The readers live until the engine knows why they go.
+    let mut whole = pin!(whole(letterhead, page, &ask, events));
+    if let Ok(whole) = timeout(ask.deadline, &mut whole).await {
+        return Ok(HttpResponse::Ok().json(whole?));
+    }
+    engine.expire(&sequences).await;
+    Err(late(ask.deadline))
 }
 
 fn late(deadline: Duration) -> ServeError {
@@ -129,6 +136,7 @@ fn streamed(streaming: Streaming, events: Events) -> HttpResponse {
 struct Streaming {
     letterhead: Letterhead,
     page: OpenRequest,
+    sequences: Vec<SequenceId>,
     echo: Option<String>,
     include_usage: bool,
     /// Which answers are being written.
@@ -140,10 +148,15 @@ struct Streaming {
 }
 
 impl Streaming {
-    fn new(letterhead: Letterhead, page: OpenRequest, ask: &Ask) -> Self {
+    fn new(
+        letterhead: Letterhead,
+        (page, sequences): (OpenRequest, Vec<SequenceId>),
+        ask: &Ask,
+    ) -> Self {
         Self {
             letterhead,
             page,
+            sequences,
             echo: ask.echo.clone(),
             include_usage: ask.include_usage,
             open: vec![true; ask.choices as usize],
@@ -163,6 +176,7 @@ impl Streaming {
             happened = events.next() => happened,
             () = passed => {
                 let error = late(*deadline);
+                self.letterhead.engine.expire(&self.sequences).await;
                 return Some(self.fail(&error));
             }
         };

@@ -124,15 +124,15 @@ async fn turn(
     let limits = arguments.selection.limits();
     let options = EngineOptions::new(pair.clone(), plan.clone(), limits, registry);
     let engine = Engine::start(options).await?;
-    let (runs, texts) = (Vec::new(), Vec::new());
+    let (crowds, texts) = (Vec::new(), Vec::new());
     let contender =
-        Contender { plan: plan.clone(), plain: 0, engine, runs, texts, identical: true };
+        Contender { plan: plan.clone(), plain: 0, engine, crowds, texts, identical: true };
     for prompt in prompts.iter().rev().take(WARM_UP) {
-        contender.answer(arguments, std::slice::from_ref(prompt)).await?;
+        contender.answer(arguments, std::slice::from_ref(prompt), 1).await?;
     }
     let mut sum = Measured::default();
     for prompt in prompts {
-        sum += contender.answer(arguments, std::slice::from_ref(prompt)).await?.1;
+        sum += contender.answer(arguments, std::slice::from_ref(prompt), 1).await?.1;
     }
     contender.engine.stop();
     Ok(sum)
