@@ -78,6 +78,11 @@ impl Coordinator {
         }
     }
 
+    /// The same, with names of sequences above those of a coordinator before it.
+    pub fn numbering_from(self, sequences: u64) -> Self {
+        Self { sequences, ..self }
+    }
+
     /// One step of the scheduler, and the messages that come of it. Returns why a new sequence was rejected, if it was.
     fn step(&mut self, event: Event) -> Option<Refusal> {
         let mut refusal = None;
@@ -285,8 +290,7 @@ impl Handler<Generate> for Coordinator {
                 tokio::select! {
                     () = reader.closed() => {
                         // A coordinator that has ended has nothing to cancel.
-                        let because = CancelCause::Unwanted;
-                        let _ = address.send(Cancel { sequence, because }).await;
+                        let _ = address.send(Cancel { sequence, cause: CancelCause::Asked }).await;
                     }
                     _ = closed => {}
                 }
@@ -303,7 +307,9 @@ impl Handler<Cancel> for Coordinator {
     fn handle(&mut self, message: Cancel, _: &mut Self::Context) -> bool {
         let open = self.ledger.is_open(message.sequence);
         if open {
-            self.ledger.cancelled(message.sequence, message.because);
+            if message.cause == CancelCause::Deadline {
+                self.ledger.expire(message.sequence);
+            }
             self.step(Event::Cancel(message.sequence));
         }
         open
@@ -358,7 +364,9 @@ impl Coordinator {
 
     /// Asks for a plan that does without the unit that refused.
     fn replan(&self, role: ModelRole, error: &UnitError) {
-        let (UnitError::Device { unit, .. } | UnitError::Gone { unit, .. }) = error;
+        let (UnitError::Device { unit, .. }
+        | UnitError::Gone { unit, .. }
+        | UnitError::Model { unit, .. }) = error;
         let hops = self.route(role).into_iter().flat_map(|route| &route.hops);
         let instance = hops.filter(|hop| hop.unit == *unit).map(|hop| hop.instance).next();
         if let (Some(superior), Some(instance)) = (&self.supervisor, instance) {

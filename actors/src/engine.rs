@@ -2,10 +2,10 @@
 //!
 //! *Invariant:* all actors of an engine share one thread of their own; everything outside talks to them by message.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use actix::prelude::{Actor, Addr, Arbiter, ArbiterHandle};
@@ -20,24 +20,26 @@ use outrider_pipeline::template::UnixSeconds;
 use outrider_pipeline::tokenizer::AddBos;
 use outrider_pipeline::{
     Conversation, Detokenizer, DraftPolicy, GenerationPrompt, Guarding, Message, SpecialTokens,
-    TemplateError, Tokenizer, TokenizerError,
+    TemplateError, TextStart, Tokenizer, TokenizerError,
 };
 use outrider_plans::swap::Forecasted;
 use outrider_plans::{
-    CacheLimits, DraftTokens, Mode, ModelRole, PartitionPlan, PlanContext, Proposal, Reason,
-    StageId, SwapError, SwapReport, UnitId,
+    CacheFormat, CacheLimits, DraftTokens, Mode, ModelRole, Models, PartitionPlan, PlanContext,
+    PlanEpoch, PlanError, PlanSpec, Proposal, Reason, SwapError, SwapReport, UnitId,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::coordinator::Coordinator;
 use crate::fleet;
+use crate::library::Library;
 use crate::messages::{
-    Cancel, CancelCause, Drain, Generate, Inspect, PreviewPlan, ProposePlan, UnitError,
+    Cancel, CancelCause, Dissolve, Drain, Generate, Inspect, PreviewPlan, ProposePlan, UnitError,
 };
 use crate::meter::{FleetMeter, TimingTap};
-use crate::pair::Pair;
+use crate::office::Successor;
+use crate::pair::{LoadError, Pair};
 use crate::request::{Refusal, RequestEvent};
-use crate::supervisor::{Blueprint, PlanView, RestartPolicy, StageSource, Supervisor};
+use crate::supervisor::{Blueprint, HistoryEntry, Opening, PlanView, RestartPolicy, Supervisor};
 use crate::unit::{Cores, DeviceFactory, Workplace};
 
 /// Most rows of one batch: a prefill chunk with the decode rows of the other sequences beside it.
@@ -60,6 +62,8 @@ pub struct EngineLimits {
     pub prefixes: Prefixes,
     /// Positions of one sequence; `None` takes the pair's own, up to 4096.
     pub context: Option<usize>,
+    /// How keys and values are kept.
+    pub cache: CacheFormat,
 }
 
 impl Default for EngineLimits {
@@ -70,6 +74,7 @@ impl Default for EngineLimits {
             queue_tokens: 65_536,
             prefixes: Prefixes::Reuse,
             context: None,
+            cache: CacheFormat::F16,
         }
     }
 }
@@ -90,6 +95,20 @@ impl EngineLimits {
             caches: CacheLimits {
                 sequences_max: self.parallel,
                 positions_max: self.context_of(pair),
+                format: self.cache,
+            },
+        }
+    }
+
+    /// The same as devices are told.
+    pub fn slots(&self, pair: &Pair) -> SlotLimits {
+        SlotLimits {
+            sequences_max: self.parallel,
+            positions_max: self.context_of(pair),
+            rows_max: ROWS_MAX,
+            cache: match self.cache {
+                CacheFormat::F16 => outrider_devices::CacheFormat::F16,
+                CacheFormat::Q8 => outrider_devices::CacheFormat::Q8,
             },
         }
     }
@@ -101,8 +120,38 @@ pub enum EngineError {
     /// A unit could not run its stages.
     #[error(transparent)]
     Unit(#[from] UnitError),
+    /// The plan's models.
+    #[error(transparent)]
+    Load(#[from] LoadError),
     /// The engine's thread ended.
     #[error("the engine's thread ended while it was starting")]
+    Ended,
+}
+
+/// Why a plan in words is none for this engine.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanTextError {
+    /// The words.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// A model that it names.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// Open requests would outgrow the draft.
+    #[error(
+        "{draft} knows {known} positions and this service has {served}: take another draft, or start the service with \
+         --context {known}"
+    )]
+    ShortDraft {
+        /// The draft.
+        draft: String,
+        /// Its positions.
+        known: usize,
+        /// Positions of a sequence here.
+        served: usize,
+    },
+    /// The service is ending.
+    #[error("the engine has ended")]
     Ended,
 }
 
@@ -125,6 +174,10 @@ pub struct Engine {
 
 struct Shared {
     pair: Pair,
+    library: Arc<Library>,
+    limits: EngineLimits,
+    successor: Option<Successor>,
+    predecessor: Weak<Shared>,
     view: watch::Receiver<Arc<PlanView>>,
     plan_context: PlanContext,
     coordinator: Addr<Coordinator>,
@@ -137,9 +190,40 @@ struct Shared {
     draining: AtomicBool,
 }
 
+/// An engine's place among those that a service runs one after the other.
+#[derive(Clone)]
+pub struct Standing {
+    /// The number of its first plan.
+    pub epoch: PlanEpoch,
+    /// Why that runs.
+    pub reason: Reason,
+    /// What ran before.
+    pub history: VecDeque<HistoryEntry>,
+    /// The service's models; `None` makes a library of the pair.
+    pub library: Option<Arc<Library>>,
+    /// Starts the next engine; `None` where there is to be none.
+    pub successor: Option<Successor>,
+    /// The engine before.
+    pub predecessor: Option<Engine>,
+}
+
+impl Default for Standing {
+    fn default() -> Self {
+        Self {
+            epoch: PlanEpoch(1),
+            reason: Reason::Start,
+            history: VecDeque::new(),
+            library: None,
+            successor: None,
+            predecessor: None,
+        }
+    }
+}
+
 /// Everything that an engine is made of.
+#[derive(Clone)]
 pub struct EngineOptions {
-    /// The models.
+    /// The models that the service is started with.
     pub pair: Pair,
     /// What runs where, checked against these models.
     pub plan: PartitionPlan,
@@ -163,6 +247,8 @@ pub struct EngineOptions {
     pub guarding: Guarding,
     /// Who is told of every job, if anybody is.
     pub timings: Option<TimingTap>,
+    /// Its place among the engines of its service.
+    pub standing: Standing,
 }
 
 impl EngineOptions {
@@ -187,6 +273,7 @@ impl EngineOptions {
             restart: RestartPolicy::default(),
             guarding: Guarding::Off,
             timings: None,
+            standing: Standing::default(),
         }
     }
 }
@@ -203,41 +290,48 @@ pub enum Home {
 impl Engine {
     /// Starts all actors and installs every stage. Runs inside an actix system.
     pub async fn start(options: EngineOptions) -> Result<Self, EngineError> {
-        let EngineOptions { pair, plan, limits, registry, factories, restart, .. } = options;
+        let EngineOptions { pair, mut plan, limits, registry, factories, restart, .. } = options;
         let EngineOptions { context, memory_free, workplace, home, timings, guarding, .. } =
             options;
+        let Standing { epoch, reason, history, library, successor, predecessor } = options.standing;
+        let library = library.unwrap_or_else(|| Library::new(pair));
+        plan.models = library.names(&plan.models, &Models::default());
+        let pair = library.pair(&plan.models)?;
         let rules: fn(&PartitionPlan) -> (DraftPolicy, Units) = match guarding {
             Guarding::On => rules_with_guard,
             Guarding::Off => rules_as_written,
         };
         let positions_max = limits.context_of(&pair);
+        let mut context = pair.plan_context(&context);
+        context.caches.positions_max = positions_max;
         let scheduler = scheduler(&pair, (&plan, rules(&plan).0), limits, positions_max);
-        let slots =
-            SlotLimits { sequences_max: limits.parallel, positions_max, rows_max: ROWS_MAX };
-        let stages: StageSource = {
-            let pair = pair.clone();
-            Arc::new(move |stage: StageId| pair.subgraph(stage))
-        };
+        let slots = limits.slots(&pair);
         let blueprint = Blueprint {
             context: context.clone(),
             memory_free,
             factories,
             workplace,
             cores: Cores::new(),
-            stages,
+            library: Arc::clone(&library),
+            successor: successor.clone(),
             limits: BTreeMap::from([(ModelRole::Target, slots), (ModelRole::Draft, slots)]),
             rules,
             meter: FleetMeter::new(Arc::clone(&registry)).with_timings(timings),
             restart,
         };
-        registry.plan.running(RunningPlan::new(&plan, 1));
+        registry.plan.running(RunningPlan::new(&plan, epoch.0));
         let requests = registry.requests.clone();
         let metrics = (registry.speculation.clone(), registry.plan.clone());
-        let (changed, view) = watch::channel(Arc::new(PlanView::before(plan.clone())));
+        let before = PlanView::before(plan.clone(), pair.clone(), epoch, history);
+        let (changed, view) = watch::channel(Arc::new(before));
         let (started, outcome) = oneshot::channel();
         let start = async move {
-            let coordinator = Coordinator::new(scheduler, requests, metrics).start();
-            let supervisor = Supervisor::start(plan, blueprint, coordinator.clone(), changed).await;
+            let coordinator = Coordinator::new(scheduler, requests, metrics);
+            // Apart from those of an engine before, so that a name means one request.
+            let coordinator = coordinator.numbering_from((epoch.0 - 1) << 32).start();
+            let opening = Opening { plan, epoch, reason };
+            let supervisor =
+                Supervisor::start(opening, blueprint, coordinator.clone(), changed).await;
             // If the receiver is gone, so is the engine that wanted these.
             let _ = started.send(supervisor.map(|supervisor| (coordinator, supervisor)));
         };
@@ -256,9 +350,16 @@ impl Engine {
                 return Err(error);
             }
         };
+        // Reading and packing two models leaves much behind that nobody needs any more.
+        outrider_devices::reclaim::free_lists();
         let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let shared = Shared {
             pair,
+            library,
+            limits,
+            successor,
+            predecessor: predecessor
+                .map_or_else(Weak::new, |engine| Arc::downgrade(&engine.shared)),
             view,
             plan_context: context,
             coordinator,
@@ -292,17 +393,52 @@ impl Engine {
 
     /// Ends a request. False if it is not open.
     pub async fn cancel(&self, sequence: SequenceId) -> bool {
-        let because = CancelCause::Unwanted;
-        self.shared.coordinator.send(Cancel { sequence, because }).await.unwrap_or(false)
+        self.cancel_for(sequence, CancelCause::Asked).await
     }
 
-    /// Ends requests whose deadline has passed.
-    pub async fn expire(&self, sequences: &[SequenceId]) {
-        for &sequence in sequences {
-            let because = CancelCause::DeadlinePassed;
-            // A coordinator that has ended has nothing to cancel.
-            let _ = self.shared.coordinator.send(Cancel { sequence, because }).await;
+    /// Ends a request whose time is up.
+    pub async fn expire(&self, sequence: SequenceId) -> bool {
+        self.cancel_for(sequence, CancelCause::Deadline).await
+    }
+
+    /// Also of an engine before, which finishes what it has begun.
+    async fn cancel_for(&self, sequence: SequenceId, cause: CancelCause) -> bool {
+        let mut engine = self.clone();
+        loop {
+            let cancel = Cancel { sequence, cause };
+            if engine.shared.coordinator.send(cancel).await.unwrap_or(false) {
+                return true;
+            }
+            let Some(shared) = engine.shared.predecessor.upgrade() else { return false };
+            engine = Self { shared };
         }
+    }
+
+    /// Whether it runs nothing and nothing waits.
+    pub(crate) async fn is_idle(&self) -> bool {
+        let snapshot = self.shared.coordinator.send(Inspect).await;
+        snapshot.map_or(true, |snapshot| snapshot.running + snapshot.waiting == 0)
+    }
+
+    /// How many hold it.
+    pub(crate) fn holders(&self) -> usize {
+        Arc::strong_count(&self.shared)
+    }
+
+    /// Whether both are one.
+    pub(crate) fn is(&self, other: &Engine) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared)
+    }
+
+    /// Who starts the next engine.
+    pub(crate) fn successor(&self) -> Option<Successor> {
+        self.shared.successor.clone()
+    }
+
+    /// Frees all units.
+    pub(crate) async fn dissolve(&self) {
+        // A supervisor that has ended has no units.
+        let _ = self.shared.supervisor.send(Dissolve).await;
     }
 
     /// Takes no more requests from now on; open ones go on.
@@ -385,8 +521,9 @@ impl Engine {
     }
 
     /// The draft's name.
-    pub fn draft_name(&self) -> Option<&str> {
-        self.shared.pair.draft.as_ref().map(|draft| served_name(draft.name()))
+    pub fn draft_name(&self) -> Option<String> {
+        let view = self.plan_view();
+        view.pair.draft.as_ref().map(|draft| served_name(draft.name()).to_owned())
     }
 
     /// Tokens that the models know.
@@ -414,9 +551,44 @@ impl Engine {
         Arc::clone(&self.shared.view.borrow())
     }
 
-    /// What plans for this engine are checked against.
-    pub fn plan_context(&self) -> &PlanContext {
-        &self.shared.plan_context
+    /// What plans for the running models are checked against.
+    pub fn plan_context(&self) -> PlanContext {
+        self.plan_view().pair.plan_context(&self.shared.plan_context)
+    }
+
+    /// A plan in words, checked against this machine and the models that it names; those that it does not name are those
+    /// that run. `file` is named in errors.
+    ///
+    /// # Errors
+    /// What is wrong with the words or with the models.
+    pub async fn read_plan(
+        &self,
+        text: &str,
+        file: Option<&str>,
+    ) -> Result<PartitionPlan, PlanTextError> {
+        let spec = PlanSpec::parse(text, file)?;
+        let Shared { library, limits, plan_context, .. } = &*self.shared;
+        let view = self.plan_view();
+        let names = library.names(spec.models(), &view.plan.models);
+        let spec = spec.with_models(names.clone());
+        if names == view.plan.models {
+            return Ok(spec.check(&view.pair.plan_context(plan_context))?);
+        }
+        let opened = {
+            let (library, names) = (Arc::clone(library), names.clone());
+            tokio::task::spawn_blocking(move || library.pair(&names)).await
+        };
+        let pair = opened.map_err(|_| PlanTextError::Ended)??;
+        let mut context = pair.plan_context(plan_context);
+        if names.target != view.plan.models.target {
+            context.caches.positions_max = limits.context_of(&pair);
+        } else if let Some(draft) = &pair.draft
+            && draft.config().context < self.context_length()
+        {
+            let (draft, known) = (draft.name().to_owned(), draft.config().context);
+            return Err(PlanTextError::ShortDraft { draft, known, served: self.context_length() });
+        }
+        Ok(spec.check(&context)?)
     }
 
     /// Runs another plan; requests go on. Answers when the swap has ended, well or not.
@@ -494,7 +666,13 @@ fn scheduler(
     let end_of_text = pair.target.config().special.eos.iter().copied().collect();
     Scheduler::new(
         SchedulerConfig { policy, ..frame(plan, (vocabulary, end_of_text), limits, context) },
-        Box::new(move || Box::new(Detokenizer::at_start(Arc::clone(&tokenizer)))),
+        Box::new(move |begins| {
+            let tokenizer = Arc::clone(&tokenizer);
+            Box::new(match begins {
+                TextStart::Anew => Detokenizer::at_start(tokenizer),
+                TextStart::Continues => Detokenizer::continuing(tokenizer),
+            })
+        }),
     )
 }
 

@@ -10,7 +10,6 @@ use outrider_observability::{FailureReason, FinishedReason, RequestMetrics};
 use outrider_pipeline::scheduler::{EmittedToken, FinishReason, Statistics};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::messages::CancelCause;
 use crate::request::{RequestEvent, Timings};
 
 struct Entry {
@@ -21,7 +20,8 @@ struct Entry {
     started: Option<Instant>,
     first_token: Option<Instant>,
     last_token: Option<Instant>,
-    cancelled: CancelCause,
+    /// Its time was up: it is about to be cancelled.
+    expired: bool,
 }
 
 /// Readers and times of the sequences that are being decoded.
@@ -50,21 +50,21 @@ impl Ledger {
             started: None,
             first_token: None,
             last_token: None,
-            cancelled: CancelCause::Unwanted,
+            expired: false,
         };
         self.entries.insert(sequence, entry);
-    }
-
-    /// A request is about to be cancelled.
-    pub(crate) fn cancelled(&mut self, sequence: SequenceId, because: CancelCause) {
-        if let Some(entry) = self.entries.get_mut(&sequence) {
-            entry.cancelled = because;
-        }
     }
 
     /// A request was refused after all.
     pub(crate) fn forget(&mut self, sequence: SequenceId) {
         self.entries.remove(&sequence);
+    }
+
+    /// A request's time is up: its end will count as that.
+    pub(crate) fn expire(&mut self, sequence: SequenceId) {
+        if let Some(entry) = self.entries.get_mut(&sequence) {
+            entry.expired = true;
+        }
     }
 
     /// Rows of these sequences go to a unit.
@@ -118,30 +118,32 @@ impl Ledger {
     ) {
         let Some(entry) = self.entries.remove(&sequence) else { return };
         let timings = entry.timings(now);
-        self.count((&reason, entry.cancelled), &statistics, &timings);
+        match reason {
+            FinishReason::Cancelled if entry.expired => {
+                self.metrics.failures.increment(FailureReason::Timeout);
+            }
+            _ => self.count(&reason),
+        }
+        self.measure(&statistics, &timings);
         self.metrics.e2e_latency.record(now.duration_since(entry.arrived));
         // A reader that has left is told nothing.
         let _ = entry.events.try_send(RequestEvent::Finished { reason, statistics, timings });
     }
 
-    fn count(
-        &self,
-        (reason, cancelled): (&FinishReason, CancelCause),
-        statistics: &Statistics,
-        timings: &Timings,
-    ) {
+    fn count(&self, reason: &FinishReason) {
         let metrics = &self.metrics;
         match reason {
             FinishReason::Stop | FinishReason::StopString => {
                 metrics.success.increment(FinishedReason::Stop);
             }
             FinishReason::Length => metrics.success.increment(FinishedReason::Length),
-            FinishReason::Cancelled => metrics.failures.increment(match cancelled {
-                CancelCause::Unwanted => FailureReason::Cancelled,
-                CancelCause::DeadlinePassed => FailureReason::Timeout,
-            }),
+            FinishReason::Cancelled => metrics.failures.increment(FailureReason::Cancelled),
             FinishReason::Failed { .. } => metrics.failures.increment(FailureReason::UnitLost),
         }
+    }
+
+    fn measure(&self, statistics: &Statistics, timings: &Timings) {
+        let metrics = &self.metrics;
         if statistics.predicted_n > 0 {
             let cached = u64::from(statistics.cached_n);
             metrics.prompt_tokens.increment(u64::from(statistics.prompt_n) - cached);

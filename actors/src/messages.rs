@@ -7,6 +7,7 @@
 //! unit -------- RoundDone ----------------------> coordinator
 //! unit -------- UnitDown -----------------------> supervisor
 //! supervisor -- Install, Evict, Retire ---------> unit
+//! office ------ Dissolve ------------------------> supervisor
 //! supervisor -- UnitLost, Reroute, WarmUp, StopWarmUp, CutOver --> coordinator
 //! coordinator - WarmUpDone, CutOverDone --------> supervisor
 //! ```
@@ -41,23 +42,23 @@ pub struct Generate {
     pub events: mpsc::Sender<RequestEvent>,
 }
 
-/// A request is to end before its text does.
+/// End a request before its text is whole.
 #[derive(Clone, Copy, Debug, Message)]
 #[rtype(result = "bool")]
 pub struct Cancel {
     /// The request.
     pub sequence: SequenceId,
     /// Why.
-    pub because: CancelCause,
+    pub cause: CancelCause,
 }
 
-/// Why a request ends before its text does.
+/// Why a request is ended before its text is whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CancelCause {
     /// Its reader has left, or an operator ended it.
-    Unwanted,
-    /// Its deadline has passed.
-    DeadlinePassed,
+    Asked,
+    /// Its time was up.
+    Deadline,
 }
 
 /// Run another plan. The answer comes when the swap has ended, well or not.
@@ -232,6 +233,11 @@ pub struct UnitUnfit {
     pub reason: String,
 }
 
+/// The engine's requests have ended, and others go elsewhere: free everything.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "()")]
+pub struct Dissolve;
+
 /// No plan can run without the units that are lost: what is open cannot be finished.
 #[derive(Clone, Debug, Message)]
 #[rtype(result = "()")]
@@ -338,6 +344,14 @@ pub enum UnitError {
         /// What the device said.
         error: DeviceError,
     },
+    /// What it was to run cannot be read any more.
+    #[error("unit {unit}: its model cannot be read: {detail}")]
+    Model {
+        /// The unit.
+        unit: UnitId,
+        /// What was seen.
+        detail: String,
+    },
     /// The unit's worker is gone: it panicked, or it was stopped.
     #[error("unit {unit}: its worker has ended: {reason}")]
     Gone {
@@ -367,7 +381,7 @@ impl UnitError {
                 | DeviceError::Compile { .. } => Remedy::Replan,
                 DeviceError::Lost { .. } => Remedy::Rebuild,
             },
-            UnitError::Gone { .. } => Remedy::Rebuild,
+            UnitError::Gone { .. } | UnitError::Model { .. } => Remedy::Rebuild,
         }
     }
 }

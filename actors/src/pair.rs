@@ -1,10 +1,12 @@
 //! A target and its draft, loaded and checked against each other; shared by every engine that runs them.
 
+use std::fmt;
 use std::sync::Arc;
 
 use outrider_devices::Subgraph;
+use outrider_devices::graph::WeightFormat;
 use outrider_pipeline::{CheckpointError, Model, ModelSource, PairError, check_pair};
-use outrider_plans::{HeadWeights, ModelRole, ModelShape, StageId};
+use outrider_plans::{HeadWeights, ModelRole, ModelShape, PlanContext, StageId};
 
 /// Why a pair was not loaded.
 #[derive(Debug, thiserror::Error)]
@@ -26,15 +28,38 @@ pub struct Pair {
     pub draft: Option<Arc<Model>>,
 }
 
+impl fmt::Debug for Pair {
+    /// Names: the models themselves fill pages.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let draft = self.draft.as_ref().map(|draft| draft.name());
+        f.debug_struct("Pair").field("target", &self.target.name()).field("draft", &draft).finish()
+    }
+}
+
 impl Pair {
     /// Opens both files and checks that they speak the same vocabulary.
     pub fn open(target: &ModelSource, draft: Option<&ModelSource>) -> Result<Self, LoadError> {
+        Self::open_with(target, draft, None)
+    }
+
+    /// The same with the draft's projections rounded to a narrower format, if one is given.
+    pub fn open_with(
+        target: &ModelSource,
+        draft: Option<&ModelSource>,
+        draft_format: Option<WeightFormat>,
+    ) -> Result<Self, LoadError> {
         let target = Arc::new(Model::open(target)?);
-        let draft = draft.map(Model::open).transpose()?.map(Arc::new);
+        let draft = draft.map(Model::open).transpose()?;
         if let Some(draft) = &draft {
             check_pair(&target, draft)?;
         }
-        Ok(Self { target, draft })
+        // One tokenizer is enough: a draft's text is never spelt by its own.
+        let draft = draft.map(|draft| draft.with_tokenizer_of(&target));
+        let draft = match (draft, draft_format) {
+            (Some(draft), Some(format)) => Some(draft.with_projections_as(format)?),
+            (draft, _) => draft,
+        };
+        Ok(Self { target, draft: draft.map(Arc::new) })
     }
 
     /// The model in a role.
@@ -55,15 +80,30 @@ impl Pair {
     ///
     /// Panics if the stage is not a part of a loaded model; plans are checked against these models.
     pub fn subgraph(&self, stage: StageId) -> Arc<Subgraph> {
-        let model = self.model(stage.role).expect("the plan was checked against this pair");
-        let cut = model.subgraph(&stage.to_string(), stage.layer_first, stage.layer_end);
-        Arc::new(cut.expect("the plan was checked against this pair"))
+        cut(self.model(stage.role).expect("the plan was checked against this pair"), stage)
+    }
+
+    /// What plans for this pair are checked against, where plans for another one are checked against `other`.
+    pub fn plan_context(&self, other: &PlanContext) -> PlanContext {
+        PlanContext {
+            target: shape_of(&self.target),
+            draft: self.shape(ModelRole::Draft),
+            ..other.clone()
+        }
     }
 
     /// The sizes that plans are checked against.
     pub fn shape(&self, role: ModelRole) -> Option<ModelShape> {
         self.model(role).map(|model| shape_of(model))
     }
+}
+
+/// A stage of a model as a subgraph.
+///
+/// Panics if the stage is not a part of the model.
+pub(crate) fn cut(model: &Model, stage: StageId) -> Arc<Subgraph> {
+    let cut = model.subgraph(&stage.to_string(), stage.layer_first, stage.layer_end);
+    Arc::new(cut.expect("the plan was checked against this model"))
 }
 
 fn shape_of(model: &Model) -> ModelShape {
@@ -91,7 +131,7 @@ fn shape_of(model: &Model) -> ModelShape {
             }
         }
     }
-    // Keys and values are cached as 16-bit floats.
+    // Keys and values as 16-bit floats.
     let cache_bytes = 2 * 2 * (shape.kv_heads * shape.rope.head_dim) as u64;
     ModelShape {
         layer_bytes,

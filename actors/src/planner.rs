@@ -21,9 +21,9 @@ use outrider_plans::{
     UnitClass,
 };
 
-use crate::engine::Engine;
 use crate::foresight::Foresight;
 use crate::meter::{StageTiming, Work};
+use crate::office::Office;
 
 /// What the planner may do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -277,13 +277,19 @@ impl Planner {
 
 /// Watches a running engine until it ends: reads timings, shows metrics, and advises or proposes.
 pub async fn watch(
-    engine: Engine,
+    office: Office,
     timings: Receiver<StageTiming>,
     (mut planner, policy): (Planner, Policy),
 ) {
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
+        let engine = office.engine();
         let view = engine.plan_view();
+        if !view.plan.models.are_the_first() {
+            // Other models than those that were calibrated: what is known does not hold.
+            timings.try_iter().take(TIMINGS_MAX).for_each(drop);
+            continue;
+        }
         if view.plan.fingerprint() != planner.running().fingerprint() {
             planner.runs((*view.plan).clone());
         }

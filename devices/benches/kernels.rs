@@ -9,12 +9,14 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use outrider_devices::cpu::{CpuDevice, CpuOptions};
 use outrider_devices::graph::{Subgraph, WeightFormat};
 use outrider_devices::{
-    Batch, Device, Executable, Sampling, Segment, SequenceId, SlotLimits, Want, synthetic,
+    Batch, CacheFormat, Device, Executable, Sampling, Segment, SequenceId, SlotLimits, Want,
+    synthetic,
 };
 
 /// Positions cached before the timed rows.
 const CONTEXT: u32 = 64;
-const LIMITS: SlotLimits = SlotLimits { sequences_max: 1, positions_max: 96, rows_max: 64 };
+const LIMITS: SlotLimits =
+    SlotLimits { sequences_max: 1, positions_max: 96, rows_max: 64, cache: CacheFormat::F16 };
 
 fn batch(base: u32, rows: u32, want: Want) -> Batch {
     let segment = Segment {

@@ -13,9 +13,10 @@ use outrider_devices::gpu::{
     AdapterKind, Backing, GpuDevice, GpuOptions, GpuSelector, Sums, Tuning,
 };
 use outrider_devices::graph::{Graph, WeightFormat};
-use outrider_devices::{Device, DeviceError, SlotLimits, Subgraph, synthetic};
+use outrider_devices::{CacheFormat, Device, DeviceError, SlotLimits, Subgraph, synthetic};
 
-const LIMITS: SlotLimits = SlotLimits { sequences_max: 2, positions_max: 1024, rows_max: 64 };
+const LIMITS: SlotLimits =
+    SlotLimits { sequences_max: 2, positions_max: 1024, rows_max: 64, cache: CacheFormat::F16 };
 /// Positions that are cached when a pass begins.
 const BASE: u32 = 64;
 

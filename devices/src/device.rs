@@ -44,7 +44,26 @@ pub struct DeviceDescriptor {
     pub threads: usize,
 }
 
-/// How many sequences an executable keeps caches for, and how long each may grow.
+/// How a unit keeps keys and values between runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum CacheFormat {
+    /// 16-bit floats. (The reference keeps them whole.)
+    #[default]
+    F16,
+    /// Bytes with a 16-bit scale for each 16 consecutive elements of a head.
+    Q8,
+}
+
+impl fmt::Display for CacheFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            CacheFormat::F16 => "f16",
+            CacheFormat::Q8 => "q8",
+        })
+    }
+}
+
+/// How many sequences an executable keeps caches for, in which format, and how long each may grow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SlotLimits {
     /// Most sequences with a cache at one time.
@@ -53,6 +72,8 @@ pub struct SlotLimits {
     pub positions_max: usize,
     /// Most rows of one batch; `run` splits nothing itself.
     pub rows_max: usize,
+    /// How keys and values are kept.
+    pub cache: CacheFormat,
 }
 
 /// Bytes that an executable holds.

@@ -12,6 +12,7 @@ pub mod gpu;
 pub mod graph;
 pub mod leave;
 pub mod mapped;
+pub mod reclaim;
 pub mod reference;
 pub mod sampling;
 pub mod sim;
@@ -22,7 +23,8 @@ pub use batch::{
     Activations, Batch, DraftBatch, DraftSegment, Output, Pick, Picked, Segment, SequenceId, Want,
 };
 pub use device::{
-    Device, DeviceDescriptor, DeviceError, DeviceKind, Executable, MemoryUse, SlotLimits,
+    CacheFormat, Device, DeviceDescriptor, DeviceError, DeviceKind, Executable, MemoryUse,
+    SlotLimits,
 };
 pub use graph::{Graph, Subgraph};
 pub use sampling::Sampling;

@@ -22,7 +22,7 @@ pub fn map_file(path: &Path) -> io::Result<Arc<Mmap>> {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
     }
     let file = File::open(path)?;
-    // SAFETY: the mapping is private and read-only, so nothing in this process can write through it, and it keeps the
+    // SAFETY: the mapping is read-only, so nothing in this process can write through it, and it keeps the
     // pages alive for as long as the `Arc` lives. What `Mmap` hands out is `&[u8]`, for which every bit pattern is
     // valid, and nobody derives a reference with a stricter type that a change of the file could make invalid. That
     // the file is not changed in place by another process is the documented duty of the caller's operator.

@@ -43,6 +43,38 @@ pub struct Metric {
     pub help: &'static str,
 }
 
+/// A histogram that is shown once more under the name that OpenTelemetry's conventions for generative models give it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Alias {
+    /// The metric whose values are shown.
+    pub of: Metric,
+    /// The other name, and the meaning in the conventions' words.
+    pub shown: Metric,
+}
+
+/// Every second name.
+pub const ALIASES: &[Alias] = &[
+    alias(
+        requests::E2E_TIME,
+        "gen_ai_server_request_duration_seconds",
+        "Generative AI server request duration; outrider_e2e_request_latency_seconds under OpenTelemetry's name.",
+    ),
+    alias(
+        requests::PER_TOKEN_TIME,
+        "gen_ai_server_time_per_output_token_seconds",
+        "Time per output token after the first; outrider_request_time_per_output_token_seconds under OpenTelemetry's name.",
+    ),
+    alias(
+        requests::FIRST_TOKEN_TIME,
+        "gen_ai_server_time_to_first_token_seconds",
+        "Time to the first token; outrider_time_to_first_token_seconds under OpenTelemetry's name.",
+    ),
+];
+
+const fn alias(of: Metric, name: &'static str, help: &'static str) -> Alias {
+    Alias { shown: Metric { name, help, ..of }, of }
+}
+
 /// Every metric, in the order of `METRICS.md`.
 pub const ALL: &[Metric] = &[
     requests::RUNNING,

@@ -5,14 +5,24 @@
 
 use std::fmt::Write;
 
-use crate::catalogue::{Metric, MetricKind};
+use crate::catalogue::{Alias, Metric, MetricKind};
 
 /// Sorts families by name and series by labels, turns the nanoseconds of `seconds` metrics into seconds, and adds the
-/// info metrics, which the exporter cannot take back once it has them.
-pub(crate) fn finish(exported: &str, metrics: &[Metric], infos: &[Info]) -> String {
+/// info metrics, which the exporter cannot take back once it has them, and what has a second name.
+pub(crate) fn finish(
+    exported: &str,
+    (metrics, aliases): (&[Metric], &[Alias]),
+    infos: &[Info],
+) -> String {
     let mut families: Vec<Family> =
         exported.split("\n\n").filter_map(|block| Family::read(block, metrics)).collect();
     families.extend(infos.iter().map(Info::family));
+    let again = aliases.iter().filter_map(|alias| {
+        let family = families.iter().find(|family| family.name == alias.of.name)?;
+        Some(family.under(&alias.shown))
+    });
+    let again: Vec<Family> = again.collect();
+    families.extend(again);
     families.sort_by(|a, b| a.name.cmp(&b.name));
     let mut text = String::with_capacity(exported.len() + 1024);
     for family in &families {
@@ -69,6 +79,17 @@ impl Family {
         samples.sort_by_cached_key(|line| series(line).to_owned());
         let head = comments.iter().fold(String::new(), |head, line| head + line + "\n");
         Some(Self { name: name.to_owned(), head, samples })
+    }
+
+    /// The same values under another name.
+    fn under(&self, metric: &Metric) -> Self {
+        let Metric { name, kind, help, .. } = *metric;
+        let renamed = |line: &String| format!("{name}{}", &line[self.name.len()..]);
+        Self {
+            name: name.to_owned(),
+            head: format!("# HELP {name} {help}\n# TYPE {name} {}\n", kind.type_name()),
+            samples: self.samples.iter().map(renamed).collect(),
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use metrics::Counter;
 use metrics_exporter_prometheus::PrometheusHandle;
 use outrider_plans::{UnitId, UnitKind};
 
-use crate::catalogue::{ALL, Metric, MetricKind};
+use crate::catalogue::{ALIASES, ALL, Metric, MetricKind};
 use crate::exposition::{self, Info};
 use crate::http::HttpMetrics;
 use crate::instrument::Instruments;
@@ -84,7 +84,7 @@ impl Registry {
         let BuildInfo { version, target } = self.build.clone();
         let build = Info { metric: &BUILD, values: vec![version, target] };
         let infos: Vec<Info> = [Some(build), self.plan.info()].into_iter().flatten().collect();
-        exposition::finish(&self.handle.render(), ALL, &infos)
+        exposition::finish(&self.handle.render(), (ALL, ALIASES), &infos)
     }
 
     /// Moves recorded samples into their buckets. To be called every few seconds: between two calls, and two

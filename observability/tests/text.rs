@@ -7,14 +7,14 @@ use std::io::Write;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use outrider_observability::catalogue::ALL;
+use outrider_observability::catalogue::{ALIASES, ALL};
 use outrider_observability::{
     BuildInfo, DiscardReason, FailureReason, FinishedReason, GaugeGuard, GuardLabel, GuardSwitch,
     HttpMethod, MemoryPurpose, Registry, RejectionReason, RunningPlan, SwapResult, UnitJob,
 };
 use outrider_plans::{
-    CacheLimits, HeadWeights, Machine, ModelRole, ModelShape, PlanContext, StageId, UnitId,
-    UnitKind, default_plan,
+    CacheFormat, CacheLimits, HeadWeights, Machine, ModelRole, ModelShape, PlanContext, StageId,
+    UnitId, UnitKind, default_plan,
 };
 
 fn registry() -> Registry {
@@ -77,7 +77,7 @@ fn context() -> PlanContext {
         machine: Machine::uniform(2, 1 << 20),
         target: model.clone(),
         draft: Some(model),
-        caches: CacheLimits { sequences_max: 1, positions_max: 1 },
+        caches: CacheLimits { sequences_max: 1, positions_max: 1, format: CacheFormat::F16 },
     }
 }
 
@@ -176,6 +176,23 @@ fn histogram_samples_survive_upkeep() {
     assert!(registry.render().contains("\noutrider_e2e_request_latency_seconds_count 2\n"));
 }
 
+#[test]
+fn a_second_name_shows_the_same_values() {
+    let reference =
+        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/METRICS.md")).unwrap();
+    let text = busy_registry().render();
+    let of = |name: &str| -> Vec<String> {
+        let lines = text.lines().filter_map(|line| line.strip_prefix(name));
+        lines.filter(|rest| rest.starts_with('_')).map(str::to_owned).collect()
+    };
+    for alias in ALIASES {
+        let (own, shown) = (of(alias.of.name), of(alias.shown.name));
+        assert!(own.len() > 10 && own == shown, "{}", alias.shown.name);
+        let row = format!("| `{}` | `{}` |", alias.shown.name, alias.of.name);
+        assert!(reference.contains(&row), "METRICS.md has no {row}");
+    }
+}
+
 /// Name, type and labels of every family in the text.
 fn families(text: &str) -> BTreeSet<(String, String)> {
     let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
@@ -187,9 +204,12 @@ fn families(text: &str) -> BTreeSet<(String, String)> {
 
 #[test]
 fn the_text_has_every_metric_of_the_catalogue_and_no_other() {
-    let listed: BTreeSet<_> =
-        ALL.iter().map(|m| (m.name.to_owned(), m.kind.type_name().to_owned())).collect();
-    assert_eq!(listed.len(), ALL.len(), "a name is listed twice");
+    let listed: BTreeSet<_> = ALL
+        .iter()
+        .chain(ALIASES.iter().map(|alias| &alias.shown))
+        .map(|m| (m.name.to_owned(), m.kind.type_name().to_owned()))
+        .collect();
+    assert_eq!(listed.len(), ALL.len() + ALIASES.len(), "a name is listed twice");
     assert_eq!(families(&busy_registry().render()), listed);
 }
 

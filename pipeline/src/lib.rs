@@ -23,5 +23,5 @@ pub use pair::{PairError, check_pair};
 pub use scheduler::{Action, Admission, Event, GenerationParams, Scheduler, SchedulerConfig};
 pub use speculator::Speculator;
 pub use template::{ChatTemplate, Conversation, GenerationPrompt, Message, TemplateError};
-pub use text::{Detokenize, TextStream};
+pub use text::{Detokenize, TextStart, TextStream};
 pub use tokenizer::{Detokenizer, SpecialTokens, Tokenizer, TokenizerError};

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use outrider_devices::graph::passes::optimise;
+use outrider_devices::graph::{Op, WeightFormat};
 use outrider_devices::{Graph, Subgraph};
 use outrider_plans::ModelRole;
 
@@ -95,6 +96,36 @@ impl Model {
     /// The tokenizer.
     pub fn tokenizer(&self) -> &Arc<Tokenizer> {
         &self.tokenizer
+    }
+
+    /// The same model with another's tokenizer in place of its own, for a pair whose vocabularies were found equal.
+    #[must_use]
+    pub fn with_tokenizer_of(self, other: &Self) -> Self {
+        Self { tokenizer: Arc::clone(&other.tokenizer), ..self }
+    }
+
+    /// The same model with the matrices of its projections rounded to `format`, where they are not narrower already; the
+    /// embedding's rows, which cost nothing to read, stay as they are. For drafts: what a draft says is only ever a
+    /// proposal, so rounding costs acceptance and never changes a text.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Weight`] for a matrix whose rows are no whole blocks of the format.
+    pub fn with_projections_as(mut self, format: WeightFormat) -> Result<Self, CheckpointError> {
+        let graph = &mut self.graph;
+        let ops = graph.nodes.iter().map(|node| &node.op);
+        let read = ops.filter(|op| !matches!(op, Op::Embed { .. })).flat_map(Op::weights);
+        for id in read {
+            let weight = &mut graph.weights[id.0 as usize];
+            let bits = |format: WeightFormat| 8 * format.block_bytes() / format.block_len();
+            if weight.rows == 1 || bits(weight.format) <= bits(format) {
+                continue;
+            }
+            let file = self.name.clone();
+            *weight = weight
+                .rounded_to(format)
+                .map_err(|source| CheckpointError::Weight { file, source })?;
+        }
+        Ok(self)
     }
 
     /// The chat template, if the checkpoint has one.

@@ -12,6 +12,16 @@ pub trait Detokenize: Send {
     fn finish(&mut self) -> String;
 }
 
+/// Where a text begins.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TextStart {
+    /// It is a text of its own, such as an answer: the space that SentencePiece puts before a first word is none of it.
+    #[default]
+    Anew,
+    /// It goes on where other text ended, such as a prompt to complete: a leading space is a space.
+    Continues,
+}
+
 /// What a token added.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Piece {

@@ -15,8 +15,8 @@ use outrider_plans::cost::{
 };
 use outrider_plans::search::{Composition, Forecaster, Objective, Space, Wanted, search};
 use outrider_plans::{
-    Acceptance, CacheLimits, Costs, DraftTokens, Forecast, ForecastError, HeadWeights, Machine,
-    Mode, ModelRole, ModelShape, PartitionPlan, PlanContext, UnitSpec, Workload,
+    Acceptance, CacheFormat, CacheLimits, Costs, DraftTokens, Forecast, ForecastError, HeadWeights,
+    Machine, Mode, ModelRole, ModelShape, PartitionPlan, PlanContext, UnitSpec, Workload,
 };
 use proptest::prelude::{ProptestConfig, prop_assert, prop_assert_eq, proptest};
 
@@ -47,7 +47,7 @@ fn context(cores: usize) -> PlanContext {
         machine: Machine::uniform(cores, 1 << 30),
         target: shape(LAYERS),
         draft: Some(shape(2)),
-        caches: CacheLimits { sequences_max: 8, positions_max: 4096 },
+        caches: CacheLimits { sequences_max: 8, positions_max: 4096, format: CacheFormat::F16 },
     }
 }
 

@@ -1,5 +1,8 @@
 //! What a plan is checked against: the machine, the shapes of the models, and the caches to make room for.
 
+use std::fmt;
+use std::str::FromStr;
+
 use crate::machine::Machine;
 use crate::role::{ModelRole, StageId};
 
@@ -15,7 +18,7 @@ pub struct ModelShape {
     pub head_bytes: u64,
     /// Whether head and embedding are one matrix.
     pub head: HeadWeights,
-    /// Bytes of cached keys and values for one position of one block.
+    /// Bytes of cached keys and values for one position of one block, as 16-bit floats.
     pub cache_bytes: u64,
     /// Values in one row of activations between two blocks.
     pub width: usize,
@@ -52,6 +55,58 @@ impl ModelShape {
     }
 }
 
+/// How units keep the keys and values of a text.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum CacheFormat {
+    /// 16-bit floats.
+    #[default]
+    F16,
+    /// Bytes with a 16-bit scale for each 16 of them: nine sixteenths of the room, and on CPU units only.
+    Q8,
+}
+
+impl CacheFormat {
+    /// Bytes that are needed where 16-bit floats need `f16_bytes`.
+    pub fn bytes(self, f16_bytes: u64) -> u64 {
+        match self {
+            CacheFormat::F16 => f16_bytes,
+            CacheFormat::Q8 => (f16_bytes * 9).div_ceil(16),
+        }
+    }
+
+    /// The word in options and explanations.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            CacheFormat::F16 => "f16",
+            CacheFormat::Q8 => "q8",
+        }
+    }
+}
+
+impl fmt::Display for CacheFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A word that is no cache format.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not a format of caches: choose f16 or q8")]
+pub struct UnknownCacheFormat(pub String);
+
+impl FromStr for CacheFormat {
+    type Err = UnknownCacheFormat;
+
+    /// Reads `f16`, and `q8` or, as other engines call it, `q8_0`.
+    fn from_str(word: &str) -> Result<Self, UnknownCacheFormat> {
+        match word {
+            "f16" => Ok(CacheFormat::F16),
+            "q8" | "q8_0" => Ok(CacheFormat::Q8),
+            _ => Err(UnknownCacheFormat(word.to_owned())),
+        }
+    }
+}
+
 /// Caches to make room for, of each model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CacheLimits {
@@ -59,6 +114,8 @@ pub struct CacheLimits {
     pub sequences_max: usize,
     /// Positions of one sequence.
     pub positions_max: usize,
+    /// How they are kept.
+    pub format: CacheFormat,
 }
 
 /// Bytes that a stage needs on its unit. Scratch buffers, which depend on the device, are not included.
@@ -118,14 +175,17 @@ impl PlanContext {
         let positions = self.caches.sequences_max as u64 * self.caches.positions_max as u64;
         StageMemory {
             weight_bytes: shape.weight_bytes(stage.layer_first, stage.layer_end),
-            cache_bytes: shape.cache_bytes * stage.layers() as u64 * positions,
+            cache_bytes: self
+                .caches
+                .format
+                .bytes(shape.cache_bytes * stage.layers() as u64 * positions),
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{HeadWeights, ModelShape};
+    use super::{CacheFormat, HeadWeights, ModelShape};
 
     #[test]
     fn tied_head_is_counted_once_unless_the_model_is_split() {
@@ -142,5 +202,15 @@ mod tests {
         assert_eq!(shape.weight_bytes(0, 2) + shape.weight_bytes(2, 3), 2060);
         shape.head = HeadWeights::Own;
         assert_eq!(shape.weight_bytes(0, 3), 2060);
+    }
+
+    #[test]
+    fn a_cache_format_is_read_by_its_names_and_counts_its_scales() {
+        assert_eq!("q8_0".parse(), Ok(CacheFormat::Q8));
+        assert_eq!("q8".parse(), Ok(CacheFormat::Q8));
+        assert_eq!("f16".parse(), Ok(CacheFormat::F16));
+        let error = "q4".parse::<CacheFormat>().expect_err("no format").to_string();
+        assert_eq!(error, "`q4` is not a format of caches: choose f16 or q8");
+        assert_eq!([CacheFormat::F16, CacheFormat::Q8].map(|f| f.bytes(3200)), [3200, 1800]);
     }
 }

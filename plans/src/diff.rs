@@ -9,7 +9,7 @@ use std::fmt;
 use serde::Serialize;
 
 use crate::mode::Mode;
-use crate::plan::{PartitionPlan, UnitSpec};
+use crate::plan::{PartitionPlan, Placement, UnitSpec};
 use crate::role::{ModelRole, StageId, UnitId};
 
 /// A stage installed on a unit with certain hardware. A stage that stays where it is, while its unit keeps its cores, is
@@ -22,17 +22,22 @@ pub struct Installed {
     pub spec: UnitSpec,
     /// The stage.
     pub stage: StageId,
+    /// The checkpoint that it is cut from; `None` for the one that the service was started with.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
 }
 
 impl PartitionPlan {
     /// Everything that the plan has installed.
     pub fn installed(&self) -> BTreeSet<Installed> {
-        let installed = self.stages.iter().map(|placement| Installed {
-            unit: placement.unit.clone(),
-            spec: self.unit(&placement.unit).clone(),
-            stage: placement.stage,
-        });
-        installed.collect()
+        self.stages.iter().map(|placement| self.installed_at(placement)).collect()
+    }
+
+    /// What the plan has installed at one of its placements.
+    pub fn installed_at(&self, placement: &Placement) -> Installed {
+        let Placement { unit, stage } = placement;
+        let (spec, model) = (self.unit(unit).clone(), self.models.of(stage.role));
+        Installed { unit: unit.clone(), spec, stage: *stage, model: model.map(str::to_owned) }
     }
 
     /// What the plan has installed of one model.
@@ -102,8 +107,9 @@ impl fmt::Display for PlanDiff {
             return writeln!(f, "no change");
         }
         for (sign, stages) in [('-', &self.evictions), ('+', &self.installs)] {
-            for Installed { unit, spec, stage } in stages {
-                writeln!(f, "{sign} {stage} on {unit} ({spec})")?;
+            for Installed { unit, spec, stage, model } in stages {
+                let of = model.iter().map(|model| format!(" of {model}")).collect::<String>();
+                writeln!(f, "{sign} {stage}{of} on {unit} ({spec})")?;
             }
         }
         if let Some((old, new)) = self.mode {

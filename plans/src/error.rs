@@ -5,6 +5,7 @@
 
 use std::fmt;
 
+use crate::context::CacheFormat;
 use crate::mode::{DRAFT_TOKENS_MAX, LOOKUP_NGRAM_MAX, ModeKind};
 use crate::plan::UnitKind;
 use crate::role::{ModelRole, UnitId};
@@ -179,6 +180,11 @@ pub enum PlanProblem {
     )]
     AdapterTaken { unit: UnitId, adapter: usize, other: UnitId },
 
+    #[error(
+        "unit `{unit}` is a gpu, which keeps caches as f16 only, not as {format}: give its stages to a cpu unit, or choose \
+         f16 caches"
+    )]
+    CacheOnGpu { unit: UnitId, format: CacheFormat },
     #[error(
         "the plan needs {} of {place} ({} weights, {} caches) but {} are free, and unit `{unit}` has the most of \
          it: allow fewer or shorter sequences, take a smaller model, or move layers to another unit",

@@ -4,7 +4,7 @@
 
 use std::fmt;
 
-use crate::context::StageMemory;
+use crate::context::{CacheFormat, StageMemory};
 use crate::mode::Mode;
 use crate::plan::{PartitionPlan, UnitSpec};
 use crate::role::{ModelRole, UnitId};
@@ -25,12 +25,17 @@ impl fmt::Display for PartitionPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "plan {} ({})", self.name, self.fingerprint())?;
         writeln!(f, "  mode    {}", self.mode)?;
+        for role in [ModelRole::Target, ModelRole::Draft] {
+            if let Some(model) = self.models.of(role) {
+                writeln!(f, "  model   {role} {model}")?;
+            }
+        }
         let width = self.units.keys().map(|unit| unit.as_str().len()).max().unwrap_or(0);
         for role in [ModelRole::Target, ModelRole::Draft] {
             for placement in self.chain(role) {
                 let (stage, unit) = (placement.stage, placement.unit.as_str());
                 let layers = format!("{}..{}", stage.layer_first, stage.layer_end);
-                let memory = in_words(self.stage_memory(stage));
+                let memory = in_words(self.stage_memory(stage), self.caches());
                 writeln!(
                     f,
                     "  {:<6}  layers {layers:<7} on {unit:<width$}  {memory}",
@@ -79,7 +84,11 @@ impl PartitionPlan {
     }
 }
 
-fn in_words(memory: StageMemory) -> String {
+fn in_words(memory: StageMemory, format: CacheFormat) -> String {
     let StageMemory { weight_bytes, cache_bytes } = memory;
-    format!("{} weights, {} caches", wording::bytes(weight_bytes), wording::bytes(cache_bytes))
+    let caches = match format {
+        CacheFormat::F16 => "caches".to_owned(),
+        other => format!("{other} caches"),
+    };
+    format!("{} weights, {} {caches}", wording::bytes(weight_bytes), wording::bytes(cache_bytes))
 }

@@ -16,6 +16,7 @@ pub mod error;
 pub mod explain;
 pub mod machine;
 pub mod mode;
+pub mod models;
 pub mod plan;
 pub mod role;
 pub mod search;
@@ -26,7 +27,7 @@ mod wording;
 
 pub use board::{Board, BoardError, shipped_boards};
 pub use confidence::{CONFIDENCE_BINS, CONFIDENCE_ENDS, confidence_bin};
-pub use context::{CacheLimits, HeadWeights, ModelShape, PlanContext, StageMemory};
+pub use context::{CacheFormat, CacheLimits, HeadWeights, ModelShape, PlanContext, StageMemory};
 pub use cost::{
     Acceptance, CostModel, Costs, Forecast, ForecastError, LinkProfile, TimeTable, UnitClass,
     UnitProfile, Workload,
@@ -36,6 +37,7 @@ pub use diff::{Installed, PlanDiff};
 pub use error::{PlanError, PlanProblem, Position};
 pub use machine::{Adapter, AdapterKind, Core, Machine};
 pub use mode::{DraftTokens, Mode, ModeKind};
+pub use models::Models;
 pub use plan::{PartitionPlan, Placement, PlanEpoch, PlanId, UnitKind, UnitSpec};
 pub use role::{ModelRole, StageId, UnitId};
 pub use search::{Candidate, Composition, Objective};

@@ -8,9 +8,10 @@ use std::fmt::{self, Write as _};
 
 use serde::{Deserialize, Serialize};
 
-use crate::context::StageMemory;
+use crate::context::{CacheFormat, StageMemory};
 use crate::error::{PlanError, PlanProblem};
 use crate::mode::{DraftTokens, Mode};
+use crate::models::Models;
 use crate::role::{ModelRole, StageId, UnitId};
 
 /// The kinds of compute unit, as plans and labels name them.
@@ -132,10 +133,15 @@ pub struct PartitionPlan {
     pub name: String,
     /// How tokens are decoded, with the depth.
     pub mode: Mode,
+    /// The checkpoints that its stages are cut from.
+    #[serde(skip_serializing_if = "Models::are_the_first")]
+    pub models: Models,
     /// The units that run something.
     pub units: BTreeMap<UnitId, UnitSpec>,
     /// Every stage: the target's in layer order, then the draft's in layer order.
     pub stages: Vec<Placement>,
+    #[serde(skip)]
+    pub(crate) caches: CacheFormat,
     #[serde(skip)]
     pub(crate) memory: BTreeMap<StageId, StageMemory>,
 }
@@ -149,6 +155,11 @@ impl PartitionPlan {
     /// Whether the plan places a draft model.
     pub fn has_draft(&self) -> bool {
         self.stages.iter().any(|placement| placement.stage.role == ModelRole::Draft)
+    }
+
+    /// How its units keep caches, as it was when the plan was checked.
+    pub fn caches(&self) -> CacheFormat {
+        self.caches
     }
 
     /// The hardware of a unit of this plan.
@@ -191,7 +202,7 @@ impl PartitionPlan {
         Ok(plan)
     }
 
-    /// The plan's identity by content: mode, units and stages, but not its name.
+    /// The plan's identity by content: mode, models, units and stages, but not its name.
     pub fn fingerprint(&self) -> PlanId {
         let mut content = String::new();
         self.write_content(&mut content);
@@ -224,6 +235,14 @@ impl PartitionPlan {
             }
             Mode::Lookup { draft_tokens, ngram } => {
                 line(format_args!("draft_tokens = {draft_tokens}\nlookup_ngram = {ngram}"));
+            }
+        }
+        if !self.models.are_the_first() {
+            line(format_args!("\n[models]"));
+        }
+        for role in [ModelRole::Target, ModelRole::Draft] {
+            if let Some(name) = self.models.of(role) {
+                line(format_args!("{role} = {}", toml::Value::from(name)));
             }
         }
         for (unit, spec) in &self.units {

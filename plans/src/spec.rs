@@ -9,6 +9,7 @@ use toml::{Spanned, Value};
 
 use crate::error::{PlanError, PlanProblem, Position};
 use crate::mode::ModeKind;
+use crate::models::Models;
 use crate::plan::UnitKind;
 use crate::role::ModelRole;
 
@@ -28,6 +29,7 @@ pub struct PlanSpec {
     pub(crate) draft_tokens: Option<At<Value>>,
     pub(crate) wait: Option<At<i64>>,
     pub(crate) lookup_ngram: Option<At<i64>>,
+    pub(crate) models: Models,
     pub(crate) units: BTreeMap<String, At<UnitEntry>>,
     pub(crate) stages: Vec<At<StageEntry>>,
 }
@@ -57,11 +59,20 @@ struct PlanTable {
     wait: Option<Spanned<i64>>,
     lookup_ngram: Option<Spanned<i64>>,
     #[serde(default)]
+    models: ModelsTable,
+    #[serde(default)]
     units: BTreeMap<Spanned<String>, UnitTable>,
     #[serde(default)]
     target: Vec<Spanned<StageTable>>,
     #[serde(default)]
     draft: Vec<Spanned<StageTable>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ModelsTable {
+    target: Option<String>,
+    draft: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -101,6 +112,7 @@ impl PlanSpec {
             draft_tokens: table.draft_tokens.map(|v| source.at(v)),
             wait: table.wait.map(|v| source.at(v)),
             lookup_ngram: table.lookup_ngram.map(|v| source.at(v)),
+            models: Models { target: table.models.target, draft: table.models.draft },
             units: table.units.into_iter().map(|(name, unit)| source.unit(name, unit)).collect(),
             stages: stages(ModelRole::Target, table.target)
                 .chain(stages(ModelRole::Draft, table.draft))
@@ -111,6 +123,16 @@ impl PlanSpec {
     /// The plan's name.
     pub fn name(&self) -> &str {
         &self.name.value
+    }
+
+    /// The models that the plan names.
+    pub fn models(&self) -> &Models {
+        &self.models
+    }
+
+    /// The same plan for these models.
+    pub fn with_models(self, models: Models) -> Self {
+        Self { models, ..self }
     }
 
     /// The plan's mode.

@@ -7,7 +7,8 @@ mod board;
 use std::collections::BTreeSet;
 
 use outrider_plans::{
-    CacheLimits, Core, Machine, ModelRole, PartitionPlan, PlanContext, PlanDiff, PlanSpec, UnitSpec,
+    CacheFormat, CacheLimits, Core, Machine, ModelRole, PartitionPlan, PlanContext, PlanDiff,
+    PlanSpec, UnitSpec,
 };
 use proptest::prelude::{Strategy, any, prop_assert, prop_assert_eq, proptest};
 use proptest::{collection, option, sample};
@@ -27,7 +28,7 @@ fn context() -> PlanContext {
         machine: Machine { cores: (0..CORES).map(core).collect(), ..board::two_cores().machine },
         target: board::model(TARGET),
         draft: Some(board::model(DRAFT)),
-        caches: CacheLimits { sequences_max: 2, positions_max: 128 },
+        caches: CacheLimits { sequences_max: 2, positions_max: 128, format: CacheFormat::F16 },
     }
 }
 

@@ -49,6 +49,7 @@ fn carried_out(swap: &mut Swap, plan: PartitionPlan) -> Vec<Action> {
             Action::Warm(_) => Some(Event::Warmed),
             Action::CutOver { .. } => Some(Event::CutOver),
             Action::Evict(stage) => Some(Event::Evicted(stage.clone())),
+            Action::HandOver { .. } => Some(Event::HandedOver),
             Action::StopWarming | Action::End(_) => None,
         };
         done.push(action);
@@ -129,6 +130,64 @@ fn a_failure_before_the_cut_over_leaves_nothing_behind() {
         assert_eq!((swap.running(), swap.epoch()), (&running, PlanEpoch(1)));
         assert_eq!(swap.installed(), &running.installed());
     }
+}
+
+/// The same plan for other models.
+fn with_models(plan: &PartitionPlan, models: &str) -> PartitionPlan {
+    let text = format!("{}\n[models]\n{models}\n", plan.to_toml());
+    PartitionPlan::from_toml(&text, None, &board::two_cores()).unwrap()
+}
+
+#[test]
+fn another_draft_is_installed_warmed_and_cut_over_and_the_target_is_not_touched() {
+    let mut swap = Swap::new(apart());
+    let other = with_models(&apart(), "draft = \"/models/a \\\"small\\\" one.gguf\"");
+    assert_ne!(other.fingerprint(), apart().fingerprint());
+    let again = PartitionPlan::from_toml(&other.to_toml(), None, &board::two_cores()).unwrap();
+    assert_eq!(again, other, "{}", other.to_toml());
+    let done = carried_out(&mut swap, other.clone());
+    let draft = |stages: &[Action]| {
+        let of_draft = |a: &&Action| match a {
+            Action::Install(s) | Action::Evict(s) => s.stage.role == ModelRole::Draft,
+            _ => false,
+        };
+        stages.iter().filter(of_draft).count()
+    };
+    assert_eq!(draft(&done), 2, "one comes and one goes: {done:?}");
+    let cut = |a: &Action| {
+        let warmed = Some(Caches::Warmed);
+        matches!(a, Action::CutOver { target: Caches::Kept, draft, .. } if *draft == warmed)
+    };
+    assert!(done.iter().any(cut), "{done:?}");
+    assert_eq!((swap.running(), swap.installed()), (&other, &other.installed()));
+}
+
+#[test]
+fn another_target_is_handed_over_and_whoever_is_superseded_serves_what_has_begun() {
+    let other = with_models(&apart(), "target = \"large.gguf\"");
+    let mut swap = Swap::new(apart());
+    let seen = swap.preview(&proposal(other.clone()), &room()).unwrap();
+    assert_eq!((seen.target, seen.draft), (Caches::Fresh, Some(Caches::Fresh)));
+    let extra = seen.memory.0[0].extra_bytes;
+    let tight = Machine { memory_bytes: extra - 1, ..room() };
+    let refused = swap.propose(proposal(other.clone()), &tight).unwrap_err();
+    assert!(matches!(refused, SwapError::Memory { .. }), "everything is installed a second time");
+
+    let asked = swap.propose(proposal(other.clone()), &room()).unwrap();
+    assert_eq!(asked, [Action::HandOver { plan: other.clone(), epoch: PlanEpoch(2) }]);
+    assert_eq!(swap.propose(proposal(apart()), &room()).unwrap_err(), SwapError::Busy);
+    let ended = swap.step(Event::HandOverFailed("no such file".into()));
+    assert!(matches!(&ended[..], [Action::End(Err(SwapError::Successor { .. }))]), "{ended:?}");
+    assert!(swap.is_steady() && !swap.is_superseded());
+
+    let done = carried_out(&mut swap, other);
+    let Some(Action::End(Ok(report))) = done.last() else { panic!("{done:?}") };
+    assert_eq!((report.generation, swap.epoch()), (PlanEpoch(2), PlanEpoch(1)));
+    assert_eq!((swap.running(), swap.installed()), (&apart(), &apart().installed()));
+    assert_eq!(swap.propose(proposal(apart()), &room()).unwrap_err(), SwapError::Busy);
+    let without = plan("plain", &[("target", "a", "all")]);
+    let loss = Proposal { reason: Reason::Loss(UnitId::new("b")), ..proposal(without) };
+    assert!(swap.propose(loss, &room()).is_ok(), "a loss is answered all the same");
 }
 
 #[test]

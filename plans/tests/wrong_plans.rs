@@ -2,7 +2,7 @@
 
 mod board;
 
-use outrider_plans::{AdapterKind, PartitionPlan, PlanContext, PlanSpec};
+use outrider_plans::{AdapterKind, CacheFormat, PartitionPlan, PlanContext, PlanSpec};
 
 /// A right plan; every test breaks one thing in it. The first line of the text is line 1.
 const RIGHT: &str = r#"name = "two-cores"
@@ -334,4 +334,19 @@ fn without_a_file_the_line_is_named() {
             "line 15, column 10: target layers 3..4 run nowhere: add a [[target]] entry that gives them to a unit"
         )
     );
+}
+
+#[test]
+fn a_gpu_does_not_keep_caches_of_bytes() {
+    let mut context = board::two_cores();
+    context.caches.format = CacheFormat::Q8;
+    let text = RIGHT.replacen("kind = \"cpu\"\ncores = [0]", "kind = \"gpu\"", 1);
+    assert_eq!(
+        answer(&text, &context),
+        "p.toml:4:8: unit `cpu0` is a gpu, which keeps caches as f16 only, not as q8: give its stages to a cpu unit, or \
+         choose f16 caches"
+    );
+    let explained = answer(RIGHT, &context);
+    // 4 sequences of 512 positions, 4 blocks of 512 bytes as halves: 4 MiB, of which nine sixteenths.
+    assert!(explained.contains("2.3 MiB q8 caches"), "{explained}");
 }

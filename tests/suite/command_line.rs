@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::process::{PROGRAM, outrider, outrider_fails, outrider_ok};
+use crate::process::{outrider, outrider_fails, outrider_ok, program};
 
 const SENTENCE: &str = "Please restart the computer to finish the installation.";
 
@@ -150,5 +150,5 @@ fn bench_compares_plans_and_finds_identical_text() {
 
 #[test]
 fn the_program_under_test_is_built() {
-    assert!(std::path::Path::new(PROGRAM).is_file());
+    assert!(program().is_file());
 }

@@ -4,7 +4,7 @@ use std::process::Command;
 
 use outrider_devices::gpu::{GpuDevice, GpuOptions, GpuSelector, discover};
 
-use crate::process::PROGRAM;
+use crate::process::program;
 
 /// The best adapter's unit. `None`, so that its tests are skipped, if there is no adapter; but if
 /// `OUTRIDER_REQUIRE_GPU=1` says that there must be one, a test without it fails.
@@ -24,7 +24,7 @@ pub(crate) fn unit() -> Option<GpuDevice> {
 #[test]
 fn devices_lists_every_adapter_as_plans_number_them() {
     let Some(gpu) = unit() else { return };
-    let listed = Command::new(PROGRAM).args(["devices"]).output().unwrap();
+    let listed = Command::new(program()).args(["devices"]).output().unwrap();
     let listed = String::from_utf8(listed.stdout).unwrap();
     let (index, name) = (gpu.adapter().index, &gpu.adapter().name);
     assert!(listed.contains(&format!("gpu {index}: {name}")), "{listed}");
@@ -37,7 +37,7 @@ fn devices_lists_every_adapter_as_plans_number_them() {
 fn without_a_driver_the_program_runs_on_the_processor_and_devices_says_why() {
     // The loader finds no driver where this names none.
     let without = |arguments: &[&str]| {
-        let output = Command::new(PROGRAM)
+        let output = Command::new(program())
             .args(arguments)
             .env("VK_DRIVER_FILES", "/no/such/driver.json")
             .env("VK_ICD_FILENAMES", "/no/such/driver.json")

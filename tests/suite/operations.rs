@@ -5,7 +5,7 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
-use crate::process::{PROGRAM, Service, outrider, outrider_fails, outrider_ok, read_until};
+use crate::process::{Service, outrider, outrider_fails, outrider_ok, program, read_until};
 
 const CHAT: &str = "/v1/chat/completions";
 
@@ -26,7 +26,7 @@ fn flag_goes_before_environment_before_file_before_default() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("my.toml");
     fs::write(&file, "[limits]\nparallel = 3\nqueue = 5\ncontext = 99\n").unwrap();
-    let output = Command::new(PROGRAM)
+    let output = Command::new(program())
         .args(["config", "show", "--context", "77", "--config"])
         .arg(&file)
         .env("OUTRIDER_QUEUE", "7")
@@ -165,9 +165,11 @@ fn a_deadline_ends_an_answer_with_an_error() {
     let [.., error, done] = events.as_slice() else { panic!("{events:?}") };
     assert!(error.contains("deadline_passed") && done == "[DONE]", "{error}");
     service.await_metric("outrider_num_requests_running", 0.0);
-    let ended = |reason| format!("outrider_request_failures_total{{reason=\"{reason}\"}}");
-    assert_eq!(service.metric(&ended("cancelled")), 0.0, "a deadline is not a client that left");
-    assert!(service.metric(&ended("timeout")) >= 2.0);
+    let failures = |reason: &str| {
+        service.metric(&format!("outrider_request_failures_total{{reason=\"{reason}\"}}"))
+    };
+    assert!(failures("timeout") > 0.0);
+    assert_eq!(failures("cancelled"), 0.0, "a deadline is not its client's doing");
 }
 
 #[test]

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use outrider_devices::cpu::{CpuDevice, CpuOptions};
 use outrider_devices::reference::ReferenceDevice;
 use outrider_devices::{
-    Batch, Device, Output, Sampling, Segment, SequenceId, SlotLimits, Subgraph, Want,
+    Batch, CacheFormat, Device, Output, Sampling, Segment, SequenceId, SlotLimits, Subgraph, Want,
 };
 use outrider_pipeline::{Model, ModelSource};
 
@@ -22,7 +22,8 @@ const REFERENCE_TOLERANCE: f32 = 1e-4;
 const CPU_TOLERANCE: f32 = 1e-2;
 
 fn logits(device: &mut dyn Device, stage: &Subgraph, ids: &[u32]) -> Vec<f32> {
-    let limits = SlotLimits { sequences_max: 1, positions_max: 128, rows_max: 128 };
+    let limits =
+        SlotLimits { sequences_max: 1, positions_max: 128, rows_max: 128, cache: CacheFormat::F16 };
     let mut executable = device.prepare(stage, limits).unwrap();
     let segment = Segment {
         sequence: SequenceId(1),

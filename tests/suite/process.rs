@@ -3,18 +3,22 @@
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-/// The program under test.
-pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_outrider-under-test");
+/// The program under test; `OUTRIDER_UNDER_TEST` names another one where this binary runs away from its build.
+pub(crate) fn program() -> PathBuf {
+    let built = || PathBuf::from(env!("CARGO_BIN_EXE_outrider-under-test"));
+    std::env::var_os("OUTRIDER_UNDER_TEST").map_or_else(built, PathBuf::from)
+}
 
 /// Runs a command to its end.
 pub(crate) fn outrider(arguments: &[&str]) -> Output {
-    Command::new(PROGRAM).args(arguments).stdin(Stdio::null()).output().unwrap()
+    Command::new(program()).args(arguments).stdin(Stdio::null()).output().unwrap()
 }
 
 /// Runs a command that must succeed, and returns its standard output.
@@ -53,7 +57,7 @@ impl Service {
 
     /// As `start`, with these variables in its environment.
     pub(crate) fn start_in(arguments: &[&str], environment: &[(&str, &str)]) -> Self {
-        let mut child = Command::new(PROGRAM)
+        let mut child = Command::new(program())
             .args(["serve", "--port", "0"])
             .args(arguments)
             .envs(environment.iter().copied())

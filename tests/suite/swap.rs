@@ -245,7 +245,7 @@ async fn stale_replies_are_dropped() {
         prefixes: Prefixes::Forget,
         known_times: Default::default(),
     };
-    let scheduler = Scheduler::new(config, Box::new(|| Box::new(Mute)));
+    let scheduler = Scheduler::new(config, Box::new(|_| Box::new(Mute)));
     let metrics = (registry.speculation.clone(), registry.plan.clone());
     let coordinator = Coordinator::new(scheduler, registry.requests.clone(), metrics).start();
     for (ticket, role) in [(1, ModelRole::Target), (2, ModelRole::Draft)] {

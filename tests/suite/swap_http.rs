@@ -11,7 +11,8 @@ const PLAIN: &str = "name = \"by-hand\"\nmode = \"plain\"\n\n[units.cpu]\nkind =
 
 const SENTENCE: &str = "The battery is almost empty. Connect the charger.";
 
-fn put(service: &Service, kind: &str, path: &str, body: &str) -> (u16, Value) {
+/// Status and body of a PUT.
+pub(crate) fn put(service: &Service, kind: &str, path: &str, body: &str) -> (u16, Value) {
     let config = ureq::Agent::config_builder().http_status_as_error(false);
     let agent: ureq::Agent = config.build().into();
     let mut answer = agent.put(service.url(path)).content_type(kind).send(body).unwrap();

@@ -221,11 +221,7 @@ impl Session<'_> {
     }
 
     fn slots(&self) -> SlotLimits {
-        SlotLimits {
-            sequences_max: 4,
-            positions_max: self.limits.context_of(self.pair),
-            rows_max: 128,
-        }
+        SlotLimits { sequences_max: 4, rows_max: 128, ..self.limits.slots(self.pair) }
     }
 
     fn layers(&self) -> usize {

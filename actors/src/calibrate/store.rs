@@ -26,6 +26,8 @@ pub struct Fingerprint {
     pub binary: String,
     /// Positions of one sequence.
     pub positions: usize,
+    /// How caches are kept.
+    pub cache: String,
 }
 
 impl Fingerprint {
@@ -50,6 +52,7 @@ impl Fingerprint {
             draft: hash(ModelRole::Draft),
             binary: binary(),
             positions: context.caches.positions_max,
+            cache: context.caches.format.to_string(),
         }
     }
 
@@ -62,6 +65,7 @@ impl Fingerprint {
             (self.draft == other.draft, "the draft model"),
             (self.binary == other.binary, "the program"),
             (self.positions == other.positions, "the context length"),
+            (self.cache == other.cache, "the format of the caches"),
         ];
         parts.into_iter().find(|(same, _)| !same).map(|(_, what)| what)
     }

@@ -92,7 +92,10 @@ async fn generate(engine: &Engine, arguments: &GenerateArguments) -> Result<(), 
     } else {
         engine.chat_prompt(&[Message { role: "user".into(), content: arguments.text.clone() }])?
     };
-    let params = arguments.params();
+    let mut params = arguments.params();
+    if arguments.raw {
+        params.begins = engine.tokenizer().begins_after(&prompt);
+    }
     let (_, mut events) = engine.generate(prompt, params).await?;
     let (mut written, mut ids) = (String::new(), Vec::new());
     let mut out = io::stdout().lock();

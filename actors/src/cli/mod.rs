@@ -18,14 +18,19 @@ mod select;
 mod serve;
 mod settings;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 use outrider_devices::leave::leave;
+use outrider_plans::UnitId;
 
 pub use select::Selection;
 pub(crate) use select::build_info;
 use settings::Settings;
+pub use settings::SettingsError;
+
+use crate::unit::DeviceFactory;
 
 /// Makes a language model answer faster on hardware you own: a small draft model rides ahead, the target model
 /// verifies, each on the compute unit where it belongs. The text is exactly what the target alone would write.
@@ -69,11 +74,20 @@ enum Command {
 /// Exit code of a run that failed.
 const FAILED: u8 = 1;
 
+/// Devices of one's own, by the name of the unit that they are in plans.
+pub type OwnUnits = BTreeMap<UnitId, DeviceFactory>;
+
 /// Parses the arguments, runs, and ends the process, saying how it went: 0 done, 1 failed (the reason is on stderr), 2 wrong arguments.
-#[expect(clippy::print_stderr, reason = "the command line's own output")]
 pub fn run() -> ! {
-    let done = configured()
-        .and_then(|(arguments, settings, matches)| dispatch(arguments, &settings, &matches));
+    run_with(OwnUnits::new())
+}
+
+/// The same, where `serve` makes units of these names with these factories, whatever a plan says of them.
+#[expect(clippy::print_stderr, reason = "the command line's own output")]
+pub fn run_with(units: OwnUnits) -> ! {
+    let done = configured().and_then(|(arguments, settings, matches)| {
+        dispatch(arguments, &settings, (&matches, units))
+    });
     // Units' threads may still be in a GPU's driver, which must not be torn down under them.
     match done {
         Ok(()) => leave(0),
@@ -82,6 +96,14 @@ pub fn run() -> ! {
             leave(FAILED)
         }
     }
+}
+
+/// Checks what a configuration file says: its tables, its keys, and each value as its flag would be.
+///
+/// # Errors
+/// The first thing that is wrong, with its line.
+pub fn check_configuration(text: &str) -> Result<(), SettingsError> {
+    Settings::parse(PathBuf::from("outrider.toml"), text)?.check(&Arguments::command())
 }
 
 /// The arguments, over what the configuration file says. Wrong arguments end the program.
@@ -110,7 +132,7 @@ fn named_config() -> Option<PathBuf> {
 fn dispatch(
     arguments: Arguments,
     settings: &Settings,
-    matches: &ArgMatches,
+    (matches, units): (&ArgMatches, OwnUnits),
 ) -> Result<(), CliError> {
     match &arguments.command {
         None => arguments.serve.log.start()?,
@@ -118,8 +140,8 @@ fn dispatch(
         Some(_) => logging::start_quietly(),
     }
     match arguments.command {
-        None => serve::run(arguments.serve),
-        Some(Command::Serve(arguments)) => serve::run(arguments),
+        None => serve::run(arguments.serve, units),
+        Some(Command::Serve(arguments)) => serve::run(arguments, units),
         Some(Command::Generate(arguments)) => generate::run(arguments),
         Some(Command::Devices(arguments)) => devices::run(&arguments),
         Some(Command::Models(command)) => models::run(command),

@@ -5,11 +5,12 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use outrider_plans::{PartitionPlan, Proposal, Reason, SwapError};
+use outrider_plans::{Proposal, Reason, SwapError};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, info, warn};
 
 use crate::engine::Engine;
+use crate::office::Office;
 
 /// When the file is read again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,7 +34,7 @@ fn edition(file: &Path) -> Option<Edition> {
 }
 
 /// Follows the file until the service ends.
-pub(super) async fn follow(engine: Engine, file: PathBuf, watch: Watch) {
+pub(super) async fn follow(office: Office, file: PathBuf, watch: Watch) {
     let mut hang_up = match signal(SignalKind::hangup()) {
         Ok(hang_up) => hang_up,
         Err(error) => {
@@ -50,7 +51,7 @@ pub(super) async fn follow(engine: Engine, file: PathBuf, watch: Watch) {
         let now = edition(&file);
         if asked || (now.is_some() && now != seen) {
             // What is busy now is tried again in a second.
-            if apply(&engine, &file).await {
+            if apply(&office.engine(), &file).await {
                 seen = now;
             }
         }
@@ -67,7 +68,7 @@ async fn apply(engine: &Engine, file: &Path) -> bool {
             return true;
         }
     };
-    let plan = match PartitionPlan::from_toml(&text, Some(&name), engine.plan_context()) {
+    let plan = match engine.read_plan(&text, Some(&name)).await {
         Ok(plan) => plan,
         Err(error) => {
             warn!(%error, "the plan file is wrong; the running plan goes on");

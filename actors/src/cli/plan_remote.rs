@@ -139,6 +139,13 @@ pub(super) fn diff(arguments: &ApplyArguments) -> Result<(), CliError> {
             mib("freed_bytes")
         );
     }
+    let forecast = &report["forecast"];
+    match (forecast["tokens_per_second"].as_f64(), forecast["running_tokens_per_second"].as_f64()) {
+        (Some(new), Some(old)) => {
+            println!("forecast: {new:.0} tokens/s, the running plan {old:.0} tokens/s");
+        }
+        _ => println!("no forecast: {}", word(&forecast["unknown"])),
+    }
     let caches = &report["caches"];
     println!("caches: target {}, draft {}", word(&caches["target"]), word(&caches["draft"]));
     Ok(())

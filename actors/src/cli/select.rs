@@ -3,21 +3,47 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use clap::{ArgAction, Args};
+use clap::{ArgAction, Args, ValueEnum};
+use outrider_devices::graph::WeightFormat;
 use outrider_observability::{BuildInfo, Registry};
 use outrider_pipeline::scheduler::Prefixes;
 use outrider_pipeline::{Guarding, ModelSource};
 use outrider_plans::{
-    DraftTokens, Mode, ModeKind, ModelRole, PartitionPlan, PlanContext, default_plan,
-    default_plan_in, shipped, shipped_plan,
+    CacheFormat, DraftTokens, Mode, ModeKind, ModelRole, Models, PartitionPlan, PlanContext,
+    PlanSpec, default_plan, default_plan_in, shipped, shipped_plan,
 };
 
-use super::CliError;
 use super::calibrate::CalibrationPlace;
+use super::{CliError, OwnUnits};
 use crate::engine::{Engine, EngineLimits, EngineOptions};
 use crate::foresight::Foresight;
+use crate::library;
 use crate::meter::TimingTap;
+use crate::office::Office;
 use crate::pair::Pair;
+
+/// What the draft's projections are rounded to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DraftWeights {
+    /// Nothing: they stay as they are in the file.
+    Own,
+    /// Q8_0.
+    #[value(name = "q8_0")]
+    Q8,
+    /// Q4_0.
+    #[value(name = "q4_0")]
+    Q4,
+}
+
+impl DraftWeights {
+    fn format(self) -> Option<WeightFormat> {
+        match self {
+            DraftWeights::Own => None,
+            DraftWeights::Q8 => Some(WeightFormat::Q8_0),
+            DraftWeights::Q4 => Some(WeightFormat::Q4_0),
+        }
+    }
+}
 
 /// Which models to run, and how.
 #[derive(Args, Clone, Debug)]
@@ -28,6 +54,10 @@ pub struct Selection {
     /// Draft model with the target's vocabulary. Without it, a target of your own runs without a draft model.
     #[arg(long, value_name = "FILE", env = "OUTRIDER_DRAFT")]
     pub draft: Option<PathBuf>,
+    /// Round the draft's projections to this format at load. A narrower draft is quicker and less often right; texts do not
+    /// change.
+    #[arg(long, value_name = "FORMAT", env = "OUTRIDER_DRAFT_WEIGHTS", default_value = "own")]
+    pub draft_weights: DraftWeights,
     /// Partition plan: a file, or the name of a shipped one (`outrider plan list`). Default: chosen for this machine.
     #[arg(long, value_name = "FILE", env = "OUTRIDER_PLAN")]
     pub plan: Option<String>,
@@ -54,32 +84,51 @@ pub struct Selection {
     /// Positions of one sequence, prompt and answer together. Default: what the model was trained for, at most 4096.
     #[arg(long, value_name = "N", env = "OUTRIDER_CONTEXT")]
     pub context: Option<usize>,
+    /// How keys and values are cached: f16, or q8, which takes nine sixteenths of the room and rounds them to bytes (CPU
+    /// units only).
+    #[arg(long, value_name = "FORMAT", env = "OUTRIDER_CACHE", default_value_t = CacheFormat::F16)]
+    pub cache: CacheFormat,
 }
 
 impl Selection {
-    /// Where the models are.
+    /// Where the models are: as the arguments say, else as the plan does.
     pub fn sources(&self) -> Result<(ModelSource, Option<ModelSource>), CliError> {
-        match &self.target {
-            None if self.draft.is_some() => {
+        let file = |path: &PathBuf| ModelSource::File(path.clone());
+        let named = self.models_of_plan();
+        let source = |role, flag: &Option<PathBuf>| {
+            let by_plan = named.of(role).map(|name| library::source(role, name));
+            flag.as_ref().map(file).or(by_plan)
+        };
+        let target = source(ModelRole::Target, &self.target);
+        let draft = source(ModelRole::Draft, &self.draft);
+        match (target, draft) {
+            (None, Some(ModelSource::File(_))) if self.draft.is_some() => {
                 Err("a draft needs the target that it rides ahead of: name it with --target FILE"
                     .into())
             }
-            Some(target) => {
-                let file = |path: &PathBuf| ModelSource::File(path.clone());
-                Ok((file(target), self.draft.as_ref().map(file)))
-            }
-            None if cfg!(feature = "embedded-models") => {
+            (Some(target), draft) => Ok((target, draft)),
+            (None, draft) if cfg!(feature = "embedded-models") => {
                 let shipped = ModelSource::Shipped;
-                Ok((shipped(ModelRole::Target), Some(shipped(ModelRole::Draft))))
+                let draft = draft.unwrap_or(shipped(ModelRole::Draft));
+                Ok((shipped(ModelRole::Target), Some(draft)))
             }
-            None => Err("this build has no shipped models: name one with --target FILE".into()),
+            (None, _) => {
+                Err("this build has no shipped models: name one with --target FILE".into())
+            }
         }
+    }
+
+    /// The models that the plan's file names. What is wrong with it is said when it is read as a plan.
+    fn models_of_plan(&self) -> Models {
+        let text = self.plan.as_ref().and_then(|file| std::fs::read_to_string(file).ok());
+        let spec = text.and_then(|text| PlanSpec::parse(&text, None).ok());
+        spec.map(|spec| spec.models().clone()).unwrap_or_default()
     }
 
     /// Loads the models.
     pub fn pair(&self) -> Result<Pair, CliError> {
         let (target, draft) = self.sources()?;
-        Ok(Pair::open(&target, draft.as_ref())?)
+        Ok(Pair::open_with(&target, draft.as_ref(), self.draft_weights.format())?)
     }
 
     /// Bounds of the engine.
@@ -93,24 +142,31 @@ impl Selection {
                 false => Prefixes::Forget,
             },
             context: self.context,
+            cache: self.cache,
         }
     }
 
     /// Starts the engine that all this describes.
     pub async fn engine(&self) -> Result<Engine, CliError> {
-        self.engine_watched(None).await
+        Ok(Engine::start(self.options()?).await?)
     }
 
-    /// The same, with every job told to `timings`.
-    pub(super) async fn engine_watched(
+    /// The same for a service, with units of one's own, and every job told to `timings`.
+    pub(super) async fn office(
         &self,
-        timings: Option<TimingTap>,
-    ) -> Result<Engine, CliError> {
+        factories: OwnUnits,
+        timings: TimingTap,
+    ) -> Result<Office, CliError> {
+        let timings = Some(timings);
+        Ok(Office::open(EngineOptions { factories, timings, ..self.options()? }).await?)
+    }
+
+    fn options(&self) -> Result<EngineOptions, CliError> {
         let pair = self.pair()?;
         let plan = self.plan(&pair)?;
         let registry = Arc::new(Registry::new(build_info()));
         let options = EngineOptions::new(pair, plan, self.limits(), registry);
-        Ok(Engine::start(EngineOptions { timings, guarding: Guarding::On, ..options }).await?)
+        Ok(EngineOptions { guarding: Guarding::On, ..options })
     }
 
     /// Forecasts for this machine and these models, if a calibration holds.
@@ -185,7 +241,9 @@ pub(super) fn named_plan(name: &str, context: &PlanContext) -> Result<PartitionP
             }
         },
     };
-    Ok(PartitionPlan::from_toml(&text, Some(name), context)?)
+    let spec = PlanSpec::parse(&text, Some(name))?;
+    // Its models were opened before, as those that everything starts with.
+    Ok(spec.with_models(Models::default()).check(context)?)
 }
 
 /// The plan's placement in another mode, or the default placement of that mode where the plan's does not do.

@@ -13,10 +13,10 @@ use tracing::{info, warn};
 
 use super::logging::LogArguments;
 use super::plan_file::{self, Watch};
-use super::{CliError, Selection, in_system};
-use crate::engine::Engine;
+use super::{CliError, OwnUnits, Selection, in_system};
 use crate::gateway::{self, GatewayOptions, Keys};
 use crate::notify::Notifier;
+use crate::office::Office;
 use crate::planner::{self, Planner, Policy};
 
 /// How often samples are moved into their histograms.
@@ -164,17 +164,20 @@ fn keys_in(file: &Path) -> Result<Vec<String>, DoorError> {
 }
 
 #[expect(clippy::print_stderr, reason = "the command's own output")]
-pub(super) fn run(arguments: ServeArguments) -> Result<(), CliError> {
+pub(super) fn run(arguments: ServeArguments, units: OwnUnits) -> Result<(), CliError> {
     let options = arguments.gateway()?;
     in_system(async move {
         let (tap, timings) = crossbeam_channel::bounded(planner::TIMINGS_MAX);
-        let engine = arguments.selection.engine_watched(Some(tap)).await?;
-        if let Some(foresight) = arguments.selection.foresight() {
+        let foresight = arguments.selection.foresight();
+        let office = arguments.selection.office(units, tap).await?;
+        let office = office.with_foresight(foresight.clone());
+        let engine = office.engine();
+        if let Some(foresight) = foresight {
             let planner = Planner::new(foresight, (*engine.plan()).clone());
-            let watch = planner::watch(engine.clone(), timings, (planner, arguments.planner));
+            let watch = planner::watch(office.clone(), timings, (planner, arguments.planner));
             actix::spawn(watch);
         }
-        let (server, addresses) = gateway::listen(engine.clone(), &options).map_err(|error| {
+        let (server, addresses) = gateway::listen(office.clone(), &options).map_err(|error| {
             format!("cannot listen on {}:{}: {error}", options.host, options.port)
         })?;
         for address in addresses {
@@ -186,25 +189,26 @@ pub(super) fn run(arguments: ServeArguments) -> Result<(), CliError> {
             );
         }
         info!(keys = ?options.keys, "listening");
-        actix::spawn(keep_up(engine.clone()));
-        actix::spawn(end_in_order(engine.clone(), server.handle()));
+        drop(engine);
+        actix::spawn(keep_up(office.clone()));
+        actix::spawn(end_in_order(office.clone(), server.handle()));
         let file = arguments.selection.plan.map(PathBuf::from).filter(|file| file.is_file());
         if arguments.watch && file.is_none() {
             return Err("--watch needs --plan with a file; a shipped plan does not change".into());
         }
         if let Some(file) = file {
             let watch = if arguments.watch { Watch::EverySecond } else { Watch::OnHangUp };
-            actix::spawn(plan_file::follow(engine.clone(), file, watch));
+            actix::spawn(plan_file::follow(office.clone(), file, watch));
         }
         server.await?;
         info!("stopped listening; open requests have ended");
-        engine.stop();
+        office.stop();
         Ok(())
     })
 }
 
 /// Keeps the metrics small, and tells systemd that the engine answers.
-async fn keep_up(engine: Engine) {
+async fn keep_up(office: Office) {
     let notifier = Notifier::from_env();
     notifier.ready();
     let watchdog = async {
@@ -213,7 +217,7 @@ async fn keep_up(engine: Engine) {
         loop {
             tick.tick().await;
             // A coordinator that does not answer leaves systemd without news, which then starts the service again.
-            if tokio::time::timeout(interval, engine.answers()).await.unwrap_or(false) {
+            if tokio::time::timeout(interval, office.engine().answers()).await.unwrap_or(false) {
                 notifier.alive();
             }
         }
@@ -222,14 +226,14 @@ async fn keep_up(engine: Engine) {
         let mut tick = tokio::time::interval(UPKEEP);
         loop {
             tick.tick().await;
-            engine.tidy_metrics();
+            office.engine().tidy_metrics();
         }
     };
     tokio::join!(watchdog, upkeep);
 }
 
 /// The first signal ends the service after its open requests, a second one at once.
-async fn end_in_order(engine: Engine, server: ServerHandle) {
+async fn end_in_order(office: Office, server: ServerHandle) {
     let signals = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
     let (Ok(mut terminate), Ok(mut interrupt)) = signals else {
         warn!("signals cannot be heard: the service will not end in order");
@@ -244,7 +248,7 @@ async fn end_in_order(engine: Engine, server: ServerHandle) {
     hear().await;
     info!("ending: no more requests are taken");
     Notifier::from_env().stopping();
-    engine.drain().await;
+    office.drain().await;
     tokio::select! {
         () = server.stop(true) => {}
         () = hear() => {

@@ -16,9 +16,12 @@ const PLACES: [&str; 2] = ["outrider.toml", "/etc/outrider/outrider.toml"];
 
 /// The tables of the file and their keys. A key is its flag's name with `_` for `-`.
 pub(super) const TABLES: &[(&str, &[&str])] = &[
-    ("models", &["target", "draft"]),
+    ("models", &["target", "draft", "draft_weights"]),
     ("decoding", &["plan", "watch", "planner", "mode", "draft_tokens"]),
-    ("limits", &["parallel", "queue", "queue_tokens", "prefix_cache", "context", "deadline_s"]),
+    (
+        "limits",
+        &["parallel", "queue", "queue_tokens", "prefix_cache", "context", "cache", "deadline_s"],
+    ),
     (
         "server",
         &[
@@ -41,7 +44,7 @@ pub(super) const TABLES: &[(&str, &[&str])] = &[
 
 /// Why a file cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum SettingsError {
+pub enum SettingsError {
     /// The file cannot be read.
     #[error("cannot read {}: {source}", file.display())]
     Unreadable {
@@ -87,7 +90,7 @@ impl Settings {
     }
 
     /// Reads a file's text.
-    fn parse(file: PathBuf, text: &str) -> Result<Self, SettingsError> {
+    pub(super) fn parse(file: PathBuf, text: &str) -> Result<Self, SettingsError> {
         let wrong = |at: usize, problem: String| {
             let line = 1 + text.bytes().take(at).filter(|&b| b == b'\n').count();
             SettingsError::Wrong { file: file.clone(), line, problem }

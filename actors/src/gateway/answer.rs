@@ -3,7 +3,7 @@
 //! *Invariant:* an answer ends as it was asked to or with an error, never in silence; with it go its readers, which is
 //! what ends the work on it.
 
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use actix_web::HttpResponse;
@@ -58,22 +58,25 @@ pub(super) async fn answer(
         mark_tokens: ask.mark_tokens,
         engine: engine.clone(),
     };
-    let page =
-        requests.open(letterhead.id.clone(), request_id.0, sequences.clone(), ask.prompt.len());
+    let page = requests.open(letterhead.id.clone(), request_id.0, sequences, ask.prompt.len());
     let events = stream::select_all(readers).boxed_local();
     if ask.streamed {
-        return Ok(streamed(Streaming::new(letterhead, (page, sequences), &ask), events));
+        return Ok(streamed(Streaming::new(letterhead, page, &ask), events));
     }
-    // The readers live until the engine knows why they go.
-    let mut whole = pin!(whole(letterhead, page, &ask, events));
-    if let Ok(whole) = timeout(ask.deadline, &mut whole).await {
-        return Ok(HttpResponse::Ok().json(whole?));
+    let sequences = page.sequences();
+    let mut whole = Box::pin(whole(letterhead, page, &ask, events));
+    // The readers go with `whole`: what was late has to be said before they do.
+    match timeout(ask.deadline, &mut whole).await {
+        Ok(whole) => Ok(HttpResponse::Ok().json(whole?)),
+        Err(_) => Err(late(engine, &sequences, ask.deadline).await),
     }
-    engine.expire(&sequences).await;
-    Err(late(ask.deadline))
 }
 
-fn late(deadline: Duration) -> ServeError {
+/// Ends what was not done in time.
+async fn late(engine: &Engine, sequences: &[SequenceId], deadline: Duration) -> ServeError {
+    for sequence in sequences {
+        engine.expire(*sequence).await;
+    }
     ServeError::DeadlinePassed(deadline.as_secs())
 }
 
@@ -136,7 +139,6 @@ fn streamed(streaming: Streaming, events: Events) -> HttpResponse {
 struct Streaming {
     letterhead: Letterhead,
     page: OpenRequest,
-    sequences: Vec<SequenceId>,
     echo: Option<String>,
     include_usage: bool,
     /// Which answers are being written.
@@ -148,15 +150,10 @@ struct Streaming {
 }
 
 impl Streaming {
-    fn new(
-        letterhead: Letterhead,
-        (page, sequences): (OpenRequest, Vec<SequenceId>),
-        ask: &Ask,
-    ) -> Self {
+    fn new(letterhead: Letterhead, page: OpenRequest, ask: &Ask) -> Self {
         Self {
             letterhead,
             page,
-            sequences,
             echo: ask.echo.clone(),
             include_usage: ask.include_usage,
             open: vec![true; ask.choices as usize],
@@ -175,8 +172,8 @@ impl Streaming {
         let happened = tokio::select! {
             happened = events.next() => happened,
             () = passed => {
-                let error = late(*deadline);
-                self.letterhead.engine.expire(&self.sequences).await;
+                let sequences = self.page.sequences();
+                let error = late(&self.letterhead.engine, &sequences, *deadline).await;
                 return Some(self.fail(&error));
             }
         };

@@ -87,6 +87,7 @@ pub(super) fn completion(request: CompletionRequest, engine: &Engine) -> Result<
         None => engine.raw_prompt(&text).map_err(|error| ServeError::field("prompt", error))?,
     };
     let mut ask = finish(request.common, Dialect::Completion, prompt, request.logprobs, engine)?;
+    ask.params.begins = tokenizer.begins_after(&ask.prompt);
     ask.echo = request.echo.unwrap_or(false).then_some(text);
     Ok(ask)
 }

@@ -22,11 +22,12 @@ mod request_id;
 mod routes;
 mod words;
 
+use std::rc::Rc;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use actix_web::body::{EitherBody, MessageBody};
-use actix_web::dev::{ServiceRequest, ServiceResponse};
+use actix_web::dev::{Extensions, ServiceRequest, ServiceResponse};
 use actix_web::error::JsonPayloadError;
 use actix_web::middleware::{Next, from_fn};
 use actix_web::{App, HttpRequest, HttpServer, ResponseError, web};
@@ -40,6 +41,7 @@ pub use keys::Keys;
 pub use letterhead::wire_timings;
 
 use crate::engine::Engine;
+use crate::office::Office;
 use cross_origin::Origins;
 use open_requests::OpenRequests;
 use request_id::{RequestIds, X_REQUEST_ID};
@@ -69,11 +71,10 @@ pub struct GatewayOptions {
 
 /// Starts listening. Signals are the caller's: the server ends when its handle is stopped.
 pub fn listen(
-    engine: Engine,
+    office: Office,
     options: &GatewayOptions,
 ) -> std::io::Result<(actix_web::dev::Server, Vec<std::net::SocketAddr>)> {
     let body_bytes_max = options.body_bytes_max;
-    let engine = web::Data::new(engine);
     let open = web::Data::new(OpenRequests::default());
     let ids = web::Data::new(RequestIds::new());
     let machine = web::Data::new(OnceLock::<Value>::new());
@@ -82,6 +83,7 @@ pub fn listen(
     let origins = web::Data::new(Origins(options.cors_origins.clone()));
     let deadline = web::Data::new(options.deadline);
     let head = web::Data::new(HeadLimit(options.head_bytes_max));
+    let office = web::Data::new(office);
     let server = HttpServer::new(move || {
         let json = web::JsonConfig::default()
             .limit(body_bytes_max)
@@ -92,7 +94,6 @@ pub fn listen(
                 body_error(&error).into()
             });
         App::new()
-            .app_data(engine.clone())
             .app_data(open.clone())
             .app_data(ids.clone())
             .app_data(machine.clone())
@@ -101,6 +102,7 @@ pub fn listen(
             .app_data(origins.clone())
             .app_data(deadline.clone())
             .app_data(head.clone())
+            .app_data(office.clone())
             .app_data(json)
             .app_data(
                 web::PathConfig::default()
@@ -114,6 +116,7 @@ pub fn listen(
             .wrap(from_fn(cross_origin::cross_origin))
             .wrap(from_fn(short_heads))
             .wrap(from_fn(measured))
+            .wrap(from_fn(appointed))
             .configure(routes::routes)
     })
     .workers(1)
@@ -172,6 +175,18 @@ fn body_error(error: &JsonPayloadError) -> ServeError {
 
 fn unreadable(part: &str, error: &dyn std::error::Error) -> ServeError {
     ServeError::BadRequest { message: format!("the {part} is not valid: {error}"), param: None }
+}
+
+/// Gives each request the engine that holds the office as it comes: whatever is asked on its way is answered by that one.
+async fn appointed(
+    office: web::Data<Office>,
+    mut request: ServiceRequest,
+    next: Next<impl MessageBody>,
+) -> Result<ServiceResponse<impl MessageBody>, actix_web::Error> {
+    let mut own = Extensions::new();
+    own.insert(web::Data::new(office.engine()));
+    request.add_data_container(Rc::new(own));
+    next.call(request).await
 }
 
 /// Names, counts, times and logs each HTTP request, under the path of its route, so that labels stay bounded.

@@ -97,6 +97,11 @@ impl OpenRequests {
 }
 
 impl OpenRequest {
+    /// Its sequences.
+    pub(super) fn sequences(&self) -> Vec<SequenceId> {
+        self.book.pages().get(&self.id).map(|page| page.sequences.clone()).unwrap_or_default()
+    }
+
     /// So many more tokens were written.
     pub(super) fn wrote(&self, tokens: usize) {
         if let Some(page) = self.book.pages().get_mut(&self.id) {

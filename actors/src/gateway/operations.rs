@@ -164,7 +164,7 @@ fn model(engine: &Engine) -> ModelEntry {
         created: engine.started_at_s(),
         owned_by: "outrider",
         context_length: engine.context_length(),
-        draft: engine.draft_name().map(str::to_owned),
+        draft: engine.draft_name(),
     }
 }
 

@@ -8,14 +8,15 @@ use std::time::Duration;
 use actix_web::http::StatusCode;
 use actix_web::{HttpRequest, HttpResponse, web};
 use outrider_plans::swap::Forecasted;
-use outrider_plans::{PartitionPlan, PlanEpoch, Proposal, Reason, SwapError, SwapReport};
+use outrider_plans::{Forecast, PartitionPlan, PlanEpoch, Proposal, Reason, SwapError, SwapReport};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use utoipa::IntoParams;
 
 use super::document::Refusals;
 use super::error::ServeError;
-use crate::engine::Engine;
+use crate::engine::{Engine, PlanTextError};
+use crate::office::Office;
 use crate::supervisor::HistoryEntry;
 
 /// What goes with a plan, in the query or beside the plan's own keys in a JSON body.
@@ -50,6 +51,8 @@ pub(super) async fn show(engine: web::Data<Engine>) -> Result<HttpResponse, Serv
     body["generation"] = json!(view.epoch);
     body["explanation"] = json!(view.plan.to_string());
     body["units_given_up"] = json!(view.gone);
+    let draft = view.pair.draft.as_ref().map(|draft| draft.name());
+    body["models"] = json!({"target": view.pair.target.name(), "draft": draft});
     Ok(HttpResponse::Ok().json(body))
 }
 
@@ -63,6 +66,7 @@ pub(super) async fn show(engine: web::Data<Engine>) -> Result<HttpResponse, Serv
     responses((status = 200, description = "What was done, or would be.", body = Object), Refusals)
 )]
 pub(super) async fn put(
+    office: web::Data<Office>,
     engine: web::Data<Engine>,
     request: HttpRequest,
     query: web::Query<Conditions>,
@@ -75,17 +79,18 @@ pub(super) async fn put(
         .is_some_and(|kind| kind.to_str().is_ok_and(|kind| kind.starts_with("application/json")));
     let (text, conditions) =
         if is_json { from_json(text, *query)? } else { (text.to_owned(), *query) };
-    let plan = PartitionPlan::from_toml(&text, None, engine.plan_context());
-    // A place in text that was made from JSON means nothing to its sender.
-    let plan = plan.map_err(|error| match is_json {
-        true => wrong(&error.problem.to_string()),
-        false => wrong(&error.to_string()),
+    let plan = engine.read_plan(&text, None).await.map_err(|error| match error {
+        // A place in text that was made from JSON means nothing to its sender.
+        PlanTextError::Plan(error) if is_json => wrong(&error.problem.to_string()),
+        error => wrong(&error.to_string()),
     })?;
     let expected = conditions.expected_generation.map(PlanEpoch);
     let proposal = Proposal { plan, expected, reason: Reason::Operator };
     if conditions.dry_run {
         let forecasted = engine.preview(proposal.clone()).await?;
-        return Ok(HttpResponse::Ok().json(foreseen(&proposal.plan, &forecasted)?));
+        let mut body = foreseen(&proposal.plan, &forecasted)?;
+        body["forecast"] = compared(&office, &engine.plan(), &proposal.plan).await;
+        return Ok(HttpResponse::Ok().json(body));
     }
     Ok(HttpResponse::Ok().json(reported(&engine.propose(proposal).await?)))
 }
@@ -168,6 +173,19 @@ fn foreseen(plan: &PartitionPlan, forecasted: &Forecasted) -> Result<Value, Serv
     Ok(body)
 }
 
+/// How fast the plan and the running one are expected to be, or why nobody knows.
+async fn compared(office: &Office, running: &PartitionPlan, plan: &PartitionPlan) -> Value {
+    let speed = |forecast: Forecast| forecast.microtokens_per_second as f64 / 1e6;
+    let both =
+        async { Ok::<_, String>((office.forecast(plan).await?, office.forecast(running).await?)) };
+    match both.await {
+        Ok((plan, running)) => {
+            json!({"tokens_per_second": speed(plan), "running_tokens_per_second": speed(running)})
+        }
+        Err(reason) => json!({ "unknown": reason }),
+    }
+}
+
 fn reported(report: &SwapReport) -> Value {
     let mut body = json!(report);
     body["because"] = json!(report.reason.to_string());
@@ -206,6 +224,7 @@ pub(super) fn status_of(error: &SwapError) -> (StatusCode, &'static str) {
         SwapError::Busy => (StatusCode::CONFLICT, "swap_under_way"),
         SwapError::Memory { .. } => (StatusCode::UNPROCESSABLE_ENTITY, "does_not_fit"),
         SwapError::Install { .. } => (StatusCode::UNPROCESSABLE_ENTITY, "install_failed"),
+        SwapError::Successor { .. } => (StatusCode::UNPROCESSABLE_ENTITY, "target_not_started"),
         SwapError::Rebuilding { .. } => (StatusCode::SERVICE_UNAVAILABLE, "unit_rebuilding"),
         SwapError::Warming { .. } => (StatusCode::SERVICE_UNAVAILABLE, "warming_failed"),
         SwapError::UnitLost { .. } => (StatusCode::SERVICE_UNAVAILABLE, "unit_lost"),

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use actix::prelude::Addr;
 use outrider_devices::MemoryUse;
-use outrider_plans::{Installed, StageId, UnitId, UnitSpec};
+use outrider_plans::{Installed, UnitId, UnitSpec};
 use tracing::info;
 
 use super::{Blueprint, Down};
@@ -33,7 +33,7 @@ impl UnitKey {
 pub(super) struct Instance {
     pub(super) id: InstanceId,
     pub(super) address: Addr<ComputeUnit>,
-    pub(super) stages: BTreeMap<StageId, (InstallId, MemoryUse)>,
+    pub(super) stages: BTreeMap<Installed, (InstallId, MemoryUse)>,
 }
 
 /// All units that run.
@@ -84,17 +84,17 @@ impl Fleet {
         &mut self,
         blueprint: &Blueprint,
         key: UnitKey,
-        stages: Vec<StageId>,
+        stages: Vec<Installed>,
         down: Down,
     ) -> Result<(), UnitError> {
-        let installs: Vec<Install> = stages
-            .into_iter()
-            .map(|stage| blueprint.install(stage, InstallId(self.next_name())))
-            .collect();
+        let names: Vec<InstallId> = stages.iter().map(|_| InstallId(self.next_name())).collect();
         let instance = self.start(blueprint, &key, down);
-        for install in installs {
-            let (stage, id) = (install.stage, install.install);
-            match install_on(&instance.address, &key.unit, install).await {
+        for (stage, id) in stages.into_iter().zip(names) {
+            let done = match blueprint.install(&stage, id) {
+                Ok(install) => install_on(&instance.address, &key.unit, install).await,
+                Err(error) => Err(error),
+            };
+            match done {
                 Ok(memory) => drop(instance.stages.insert(stage, (id, memory))),
                 Err(error) => {
                     instance.address.do_send(Retire);
@@ -131,6 +131,13 @@ impl Fleet {
         self.instances.iter().find(|(_, instance)| instance.id == id).map(|(key, _)| key.clone())
     }
 
+    /// Ends all units.
+    pub(super) fn retire_all(&mut self, blueprint: &Blueprint) {
+        for key in self.instances.keys().cloned().collect::<Vec<_>>() {
+            self.retire(blueprint, &key);
+        }
+    }
+
     /// Ends a unit with everything on it.
     pub(super) fn retire(&mut self, blueprint: &Blueprint, key: &UnitKey) {
         if let Some(instance) = self.instances.remove(key) {
@@ -139,13 +146,13 @@ impl Fleet {
         self.show_memory(blueprint, key);
     }
 
-    pub(super) fn hop(&self, key: &UnitKey, stage: StageId) -> Option<Hop> {
-        let Instance { id, address, stages } = self.instances.get(key)?;
-        let (install, _) = stages.get(&stage)?;
+    pub(super) fn hop(&self, stage: &Installed) -> Option<Hop> {
+        let Instance { id, address, stages } = self.instances.get(&UnitKey::of(stage))?;
+        let (install, _) = stages.get(stage)?;
         Some(Hop {
-            unit: key.unit.clone(),
+            unit: stage.unit.clone(),
             instance: *id,
-            stage,
+            stage: stage.stage,
             install: *install,
             batches: address.clone().recipient(),
             drafts: address.clone().recipient(),
@@ -162,21 +169,23 @@ impl Fleet {
     pub(super) fn installed(
         &mut self,
         blueprint: &Blueprint,
-        (key, stage): (&UnitKey, StageId),
+        stage: &Installed,
         (instance, install, memory): (InstanceId, InstallId, MemoryUse),
     ) -> bool {
+        let key = &UnitKey::of(stage);
         let Some(found) = self.instances.get_mut(key).filter(|found| found.id == instance) else {
             return false;
         };
-        found.stages.insert(stage, (install, memory));
+        found.stages.insert(stage.clone(), (install, memory));
         self.show_memory(blueprint, key);
         true
     }
 
     /// A stage is gone; its unit goes with its last one.
-    pub(super) fn evicted(&mut self, blueprint: &Blueprint, key: &UnitKey, stage: StageId) {
+    pub(super) fn evicted(&mut self, blueprint: &Blueprint, stage: &Installed) {
+        let key = &UnitKey::of(stage);
         let Some(instance) = self.instances.get_mut(key) else { return };
-        instance.stages.remove(&stage);
+        instance.stages.remove(stage);
         if instance.stages.is_empty() {
             self.retire(blueprint, key);
         } else {
@@ -198,9 +207,17 @@ impl Fleet {
 }
 
 impl Blueprint {
-    pub(super) fn install(&self, stage: StageId, install: InstallId) -> Install {
-        let (subgraph, limits) = ((self.stages)(stage), self.limits[&stage.role]);
-        Install { install, stage, subgraph, limits }
+    pub(super) fn install(
+        &self,
+        stage: &Installed,
+        install: InstallId,
+    ) -> Result<Install, UnitError> {
+        let subgraph = self.library.subgraph(stage).map_err(|error| UnitError::Model {
+            unit: stage.unit.clone(),
+            detail: error.to_string(),
+        })?;
+        let (stage, limits) = (stage.stage, self.limits[&stage.stage.role]);
+        Ok(Install { install, stage, subgraph, limits })
     }
 }
 

@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use outrider_plans::{PartitionPlan, PlanEpoch, Reason, SwapError, UnitId};
 
 use super::Supervisor;
+use crate::pair::Pair;
 
 /// Entries that are kept.
 const ENTRIES_MAX: usize = 64;
@@ -33,6 +34,8 @@ pub struct HistoryEntry {
 pub struct PlanView {
     /// The running plan.
     pub plan: Arc<PartitionPlan>,
+    /// The models that it is for.
+    pub pair: Pair,
     /// Its number.
     pub epoch: PlanEpoch,
     /// Units that were given up.
@@ -42,10 +45,14 @@ pub struct PlanView {
 }
 
 impl PlanView {
-    /// The view before anything has run.
-    pub fn before(plan: PartitionPlan) -> Self {
-        let (gone, history) = Default::default();
-        Self { plan: Arc::new(plan), epoch: PlanEpoch(1), gone, history }
+    /// The view before anything has run here, after what is told.
+    pub fn before(
+        plan: PartitionPlan,
+        pair: Pair,
+        epoch: PlanEpoch,
+        history: VecDeque<HistoryEntry>,
+    ) -> Self {
+        Self { plan: Arc::new(plan), pair, epoch, gone: Vec::new(), history }
     }
 
     /// The plan that ran before the running one.
@@ -79,8 +86,15 @@ impl Supervisor {
         if history.len() > ENTRIES_MAX {
             history.pop_front();
         }
+        let running = self.swap.running();
+        // What runs was opened before; should its file be gone since, the view keeps what it had.
+        let pair = match running.models == before.plan.models {
+            true => before.pair.clone(),
+            false => self.blueprint.library.pair(&running.models).unwrap_or(before.pair.clone()),
+        };
         self.view.send_replace(Arc::new(PlanView {
-            plan: Arc::new(self.swap.running().clone()),
+            plan: Arc::new(running.clone()),
+            pair,
             epoch: self.swap.epoch(),
             gone: self.gone.iter().cloned().collect(),
             history,

@@ -57,8 +57,8 @@ impl Supervisor {
         if !self.rebuilding.insert(key.clone()) {
             return;
         }
-        let stages = self.swap.running().stages.iter().filter(|p| p.unit == key.unit);
-        let stages = stages.map(|placement| placement.stage).collect();
+        let stages = self.swap.running().installed().into_iter();
+        let stages = stages.filter(|stage| stage.unit == key.unit).collect();
         let (blueprint, down) = (self.blueprint.clone(), context.address().recipient());
         let mut fleet = self.fleet.apart();
         let rebuild = async move {
@@ -93,10 +93,20 @@ impl Supervisor {
         self.gone.insert(unit.clone());
         let rebuilding = self.rebuilding.iter().map(|key| key.unit.clone());
         let lost: BTreeSet<UnitId> = self.gone.iter().cloned().chain(rebuilding).collect();
-        let found = fallbacks(self.swap.running(), &lost, &self.blueprint.context);
+        let context_now = self.blueprint.context_of(&self.view.borrow().pair);
+        let found = fallbacks(self.swap.running(), &lost, &context_now);
         self.fallbacks = Some((unit, VecDeque::from(found)));
         if self.swap.is_steady() {
             self.fall_back(context);
+        }
+    }
+
+    /// Another plan runs than the one that fall-backs were made for: they are made anew, if it needs the unit that is gone.
+    pub(super) fn reconsider(&mut self, context: &mut Context<Self>) {
+        let Some((unit, _)) = self.fallbacks.take() else { return };
+        let needed = self.swap.running().installed().into_iter().find(|i| i.unit == unit);
+        if needed.is_some_and(|stage| !self.swap.installed().contains(&stage)) {
+            self.give_up(unit, context);
         }
     }
 
@@ -137,7 +147,6 @@ impl Supervisor {
                 return;
             }
             let Some((unit, plan, _)) = supervisor.recovery.clone() else { return };
-            supervisor.gone.remove(&unit);
             let proposal = Proposal { plan, expected: Some(epoch), reason: Reason::Recovery(unit) };
             supervisor.propose(proposal, None, context);
         });
@@ -177,7 +186,7 @@ impl Handler<UnitUnfit> for Supervisor {
 /// A unit has been built anew, or not.
 #[derive(actix::Message)]
 #[rtype(result = "()")]
-struct Rebuilt {
+pub(super) struct Rebuilt {
     key: UnitKey,
     built: Result<Fleet, UnitError>,
 }
@@ -186,6 +195,11 @@ impl Handler<Rebuilt> for Supervisor {
     type Result = ();
 
     fn handle(&mut self, message: Rebuilt, context: &mut Self::Context) {
+        if self.swap.is_cutting_over() {
+            // The coordinator may run the new plan already, so that the old one's stages are not the ones to tell it of.
+            self.rebuilt.push(message);
+            return;
+        }
         let Rebuilt { key, built } = message;
         self.rebuilding.remove(&key);
         let mut fleet = match built {
@@ -198,10 +212,10 @@ impl Handler<Rebuilt> for Supervisor {
             }
         };
         // Another plan may have come meanwhile, with other stages for this unit or none.
-        let wanted = self.swap.running().stages.iter().filter(|p| p.unit == key.unit);
-        let whole = fleet
-            .get(&key)
-            .is_some_and(|i| wanted.clone().all(|p| i.stages.contains_key(&p.stage)));
+        let wanted = self.swap.running().installed();
+        let mut wanted = wanted.iter().filter(|stage| stage.unit == key.unit);
+        let whole =
+            fleet.get(&key).is_some_and(|i| wanted.all(|stage| i.stages.contains_key(stage)));
         if !self.is_in_use(&key) || !whole || self.fleet.get(&key).is_some() {
             fleet.retire(&self.blueprint, &key);
             self.rebuild_missing(context);

@@ -14,24 +14,25 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use actix::prelude::{Actor, Addr, AsyncContext, Context, Handler, Recipient};
-use outrider_devices::{SlotLimits, Subgraph};
+use outrider_devices::SlotLimits;
 use outrider_pipeline::DraftPolicy;
 use outrider_pipeline::scheduler::Units;
 use outrider_plans::{
-    Caches, ModelRole, PartitionPlan, PlanContext, PlanEpoch, Reason, StageId, Swap, SwapError,
-    SwapReport, UnitId,
+    Caches, ModelRole, PartitionPlan, PlanContext, PlanEpoch, Reason, Swap, SwapError, SwapReport,
+    UnitId,
 };
 use tokio::sync::{oneshot, watch};
 
 use crate::coordinator::{Coordinator, Report, Superior};
+use crate::library::Library;
 use crate::messages::{CutOver, Hop, UnitDown, UnitError};
 use crate::meter::FleetMeter;
+use crate::office::Successor;
+use crate::pair::Pair;
 use crate::unit::{Cores, DeviceFactory, Workplace};
 use fleet::{Fleet, UnitKey};
 pub use history::{HistoryEntry, PlanView};
-
-/// Makes the subgraph of a stage.
-pub type StageSource = Arc<dyn Fn(StageId) -> Arc<Subgraph> + Send + Sync>;
+use losses::Rebuilt;
 
 /// When a unit is taken for lost, and how often it is rebuilt before it is given up.
 #[derive(Clone, Copy, Debug)]
@@ -72,8 +73,10 @@ pub struct Blueprint {
     pub workplace: Workplace,
     /// Which cores they work on.
     pub cores: Arc<Cores>,
-    /// Makes each stage.
-    pub stages: StageSource,
+    /// The models that stages are cut from.
+    pub library: Arc<Library>,
+    /// Starts the engine of a plan with another target; `None` where there can be none.
+    pub successor: Option<Successor>,
     /// Cache slots of each model's stages.
     pub limits: BTreeMap<ModelRole, SlotLimits>,
     /// The rules for drafting under a plan, and whether its models share units.
@@ -82,6 +85,23 @@ pub struct Blueprint {
     pub meter: FleetMeter,
     /// When to give up.
     pub restart: RestartPolicy,
+}
+
+impl Blueprint {
+    /// What plans for these models are checked against.
+    fn context_of(&self, pair: &Pair) -> PlanContext {
+        pair.plan_context(&self.context)
+    }
+}
+
+/// The first plan of an engine, and how it came to be.
+pub struct Opening {
+    /// The plan.
+    pub plan: PartitionPlan,
+    /// Its number.
+    pub epoch: PlanEpoch,
+    /// Why it runs.
+    pub reason: Reason,
 }
 
 /// The actor.
@@ -97,6 +117,8 @@ pub struct Supervisor {
     recovery: Option<(UnitId, PartitionPlan, Duration)>,
     deaths: BTreeMap<UnitKey, Vec<Instant>>,
     rebuilding: BTreeSet<UnitKey>,
+    /// Units that were rebuilt while a plan cut over, to be looked at when it has.
+    rebuilt: Vec<Rebuilt>,
     gone: BTreeSet<UnitId>,
     coordinator: Addr<Coordinator>,
     view: watch::Sender<Arc<PlanView>>,
@@ -114,7 +136,7 @@ impl Supervisor {
     /// Starts every unit of the plan on the current arbiter, and tells `view` what runs. Fails if a unit cannot run its
     /// stages.
     pub async fn start(
-        plan: PartitionPlan,
+        Opening { plan, epoch, reason }: Opening,
         blueprint: Blueprint,
         coordinator: Addr<Coordinator>,
         view: watch::Sender<Arc<PlanView>>,
@@ -123,12 +145,13 @@ impl Supervisor {
         let supervisor = Self {
             blueprint: Arc::clone(&blueprint),
             fleet: Fleet::default(),
-            swap: Swap::new(plan.clone()),
+            swap: Swap::taking_over(plan.clone(), epoch),
             proposal: None,
             fallbacks: None,
             recovery: None,
             deaths: BTreeMap::new(),
             rebuilding: BTreeSet::new(),
+            rebuilt: Vec::new(),
             gone: BTreeSet::new(),
             coordinator,
             view,
@@ -138,19 +161,17 @@ impl Supervisor {
         for (unit, spec) in &plan.units {
             let key = UnitKey { unit: unit.clone(), spec: spec.clone() };
             let down = address.clone().recipient();
-            let stages = plan.stages.iter().filter(|p| p.unit == *unit).map(|p| p.stage).collect();
+            let stages = plan.installed().into_iter().filter(|i| i.unit == *unit).collect();
             fleet.build(&blueprint, key, stages, down).await?;
         }
-        address.do_send(Started(fleet));
+        address.do_send(Started(fleet, reason));
         Ok(address)
     }
 
     /// The way through one model's stages under a plan; empty if one of them is not there.
     fn hops(&self, plan: &PartitionPlan, role: ModelRole) -> Vec<Hop> {
-        let hops = plan.chain(role).into_iter().map(|placement| {
-            let unit = placement.unit.clone();
-            self.fleet.hop(&UnitKey { spec: plan.unit(&unit).clone(), unit }, placement.stage)
-        });
+        let stages = plan.chain(role).into_iter().map(|placement| plan.installed_at(placement));
+        let hops = stages.map(|stage| self.fleet.hop(&stage));
         hops.collect::<Option<Vec<Hop>>>().unwrap_or_default()
     }
 
@@ -182,17 +203,18 @@ impl Actor for Supervisor {
 /// Every unit of the first plan runs.
 #[derive(actix::Message)]
 #[rtype(result = "()")]
-struct Started(Fleet);
+struct Started(Fleet, Reason);
 
 impl Handler<Started> for Supervisor {
     type Result = ();
 
     fn handle(&mut self, message: Started, _: &mut Self::Context) {
-        self.fleet = message.0;
+        let Started(fleet, reason) = message;
+        self.fleet = fleet;
         let plan = self.swap.running().clone();
         let draft = plan.has_draft().then_some(Caches::Empty);
         self.cut_over(&plan, self.swap.epoch(), (Caches::Empty, draft));
-        self.note(&plan, &Reason::Start, Duration::ZERO, &Ok(self.swap.epoch()));
+        self.note(&plan, &reason, Duration::ZERO, &Ok(self.swap.epoch()));
     }
 }
 

@@ -4,20 +4,25 @@
 
 use std::time::Instant;
 
-use actix::prelude::{ActorFutureExt, AsyncContext, Context, Handler, ResponseFuture, WrapFuture};
+use actix::prelude::{
+    ActorContext, ActorFutureExt, AsyncContext, Context, Handler, ResponseFuture, WrapFuture,
+};
 use outrider_devices::MemoryUse;
 use outrider_observability::{RunningPlan, SwapResult};
 use outrider_plans::swap::{Action, Event, Forecasted};
-use outrider_plans::{Installed, Machine, PartitionPlan, Proposal, Reason, SwapError, SwapReport};
+use outrider_plans::{
+    Installed, Machine, PartitionPlan, PlanEpoch, Proposal, Reason, SwapError, SwapReport,
+};
 use tokio::sync::oneshot;
 use tracing::{info, warn};
 
 use super::fleet::{UnitKey, install_on};
 use super::{Supervisor, Underway};
 use crate::messages::{
-    CutOverDone, Evict, InstallId, InstanceId, PreviewPlan, ProposePlan, StopWarmUp, UnitError,
-    WarmUp, WarmUpDone,
+    CutOverDone, Dissolve, Evict, InstallId, InstanceId, PreviewPlan, ProposePlan, StopWarmUp,
+    UnitError, WarmUp, WarmUpDone,
 };
+use crate::office::Succession;
 
 impl Supervisor {
     /// The machine with the memory that is free now.
@@ -64,6 +69,7 @@ impl Supervisor {
                 Action::CutOver { plan, epoch, target, draft } => {
                     self.cut_over(&plan, epoch, (target, draft));
                 }
+                Action::HandOver { plan, epoch } => self.hand_over(plan, epoch, context),
                 Action::Evict(stage) => self.evict(stage, context),
                 Action::End(result) => {
                     let underway = self.proposal.take().expect("a proposal was taken up");
@@ -81,18 +87,32 @@ impl Supervisor {
         let key = UnitKey::of(&stage);
         let down = context.address().recipient();
         let install = self.fleet.name_install();
-        let message = self.blueprint.install(stage.stage, install);
+        let message = self.blueprint.install(&stage, install);
         let instance = self.fleet.start(&self.blueprint, &key, down);
         let (address, instance) = (instance.address.clone(), instance.id);
-        let sent = async move { install_on(&address, &key.unit, message).await };
+        let sent = async move { install_on(&address, &key.unit, message?).await };
         context.spawn(sent.into_actor(self).map(move |result, _, context| {
             context.notify(InstallDone { stage, instance, install, result });
         }));
     }
 
+    /// Has another engine started for a plan with another target.
+    fn hand_over(&mut self, plan: PartitionPlan, epoch: PlanEpoch, context: &mut Context<Self>) {
+        let Some(successor) = self.blueprint.successor.clone() else {
+            let detail = "nothing but a service can have another target: start anew".to_owned();
+            return context.notify(HandOverDone(Err(detail)));
+        };
+        let reason = self.proposal.as_ref().map_or(Reason::Operator, |p| p.reason.clone());
+        let history = self.view.borrow().history.clone();
+        let started = successor(Succession { plan, epoch, reason, history });
+        context.spawn(started.into_actor(self).map(|started, _, context| {
+            context.notify(HandOverDone(started));
+        }));
+    }
+
     fn evict(&mut self, stage: Installed, context: &mut Context<Self>) {
         let there = self.fleet.get(&UnitKey::of(&stage)).and_then(|instance| {
-            let (install, _) = instance.stages.get(&stage.stage)?;
+            let (install, _) = instance.stages.get(&stage)?;
             Some((instance.address.clone(), *install))
         });
         let sent = async move {
@@ -120,7 +140,10 @@ impl Supervisor {
         let word = match &result {
             Ok(report) => {
                 info!(plan = name, %id, generation = %report.generation, %reason, took_ms = took.as_millis() as u64, "plan swap committed");
-                meter.plan().running(RunningPlan::new(&plan, report.generation.0));
+                // Whoever has been superseded runs on unseen: the successor shows its own plan.
+                if !self.swap.is_superseded() {
+                    meter.plan().running(RunningPlan::new(&plan, report.generation.0));
+                }
                 SwapResult::Committed
             }
             Err(error) => {
@@ -128,6 +151,12 @@ impl Supervisor {
                 if error.is_refusal() { SwapResult::Refused } else { SwapResult::Failed }
             }
         };
+        if result.is_ok() {
+            // A plan that runs says that its units are there.
+            let running = self.swap.running();
+            self.gone.retain(|unit| !running.units.contains_key(unit));
+        }
+        let meter = &self.blueprint.meter;
         meter.plan().swaps.increment(word);
         meter.plan().swap_duration.record(took);
         meter.swap(format!("{} {name}", word_of(word)), started);
@@ -156,7 +185,10 @@ impl Supervisor {
             (Reason::Recovery(_), Err(_)) => self.recover_later(context),
             (Reason::Loss(_), Err(_)) => {}
             // Somebody has decided otherwise.
-            (_, Ok(_)) => self.recovery = None,
+            (_, Ok(_)) => {
+                self.recovery = None;
+                self.reconsider(context);
+            }
             (_, Err(_)) => {}
         }
         if self.fallbacks.is_some() {
@@ -192,6 +224,32 @@ impl Handler<PreviewPlan> for Supervisor {
     }
 }
 
+/// Another engine takes the new requests, or did not start.
+#[derive(actix::Message)]
+#[rtype(result = "()")]
+struct HandOverDone(Result<(), String>);
+
+impl Handler<HandOverDone> for Supervisor {
+    type Result = ();
+
+    fn handle(&mut self, message: HandOverDone, context: &mut Self::Context) {
+        let event = match message.0 {
+            Ok(()) => Event::HandedOver,
+            Err(detail) => Event::HandOverFailed(detail),
+        };
+        self.step(event, context);
+    }
+}
+
+impl Handler<Dissolve> for Supervisor {
+    type Result = ();
+
+    fn handle(&mut self, _: Dissolve, context: &mut Self::Context) {
+        self.fleet.retire_all(&self.blueprint);
+        context.stop();
+    }
+}
+
 /// The answer of a unit to an installation.
 #[derive(actix::Message)]
 #[rtype(result = "()")]
@@ -210,8 +268,8 @@ impl Handler<InstallDone> for Supervisor {
         let key = UnitKey::of(&stage);
         let event = match result {
             Ok(memory) => {
-                let of = (&key, stage.stage);
-                if self.fleet.installed(&self.blueprint, of, (instance, install, memory)) {
+                let done = (instance, install, memory);
+                if self.fleet.installed(&self.blueprint, &stage, done) {
                     Event::Installed(stage)
                 } else {
                     Event::InstallFailed(stage, "its unit has died".into())
@@ -241,7 +299,7 @@ impl Handler<EvictDone> for Supervisor {
 
     fn handle(&mut self, message: EvictDone, context: &mut Self::Context) {
         let EvictDone { stage } = message;
-        self.fleet.evicted(&self.blueprint, &UnitKey::of(&stage), stage.stage);
+        self.fleet.evicted(&self.blueprint, &stage);
         self.step(Event::Evicted(stage), context);
     }
 }
@@ -269,6 +327,7 @@ impl Handler<CutOverDone> for Supervisor {
         // The first plan's start is no swap.
         if message.epoch == self.swap.epoch().next() {
             self.step(Event::CutOver, context);
+            self.rebuilt.drain(..).for_each(|rebuilt| context.notify(rebuilt));
         }
     }
 }

@@ -18,8 +18,9 @@ mod runs;
 
 use std::fmt;
 
-use crate::device::{Device, DeviceError};
-use crate::graph::WeightFormat;
+use crate::device::{CacheFormat, Device, DeviceDescriptor, DeviceError, Executable, SlotLimits};
+use crate::graph::{Subgraph, WeightFormat};
+use crate::reference::ReferenceDevice;
 
 use models::Model;
 
@@ -108,10 +109,23 @@ enum Trouble {
 ///
 /// Panics only where the device panics.
 pub fn check(device: &mut dyn Device, tolerance: &Tolerance) -> Result<Report, Failure> {
+    check_with_cache(device, tolerance, CacheFormat::F16)
+}
+
+/// The same with caches of another format, the reference's too.
+///
+/// Panics only where the device panics.
+pub fn check_with_cache(
+    device: &mut dyn Device,
+    tolerance: &Tolerance,
+    cache: CacheFormat,
+) -> Result<Report, Failure> {
+    let device = &mut Keeping { device, cache };
     let mut report = Report::default();
     for (model, tolerance) in models::all(tolerance) {
         let claim = "logits and activations are near the reference's, whatever the batch";
-        let measured = numbers::compare(device, &model, tolerance)
+        let oracle = &mut Keeping { device: &mut ReferenceDevice, cache };
+        let measured = numbers::compare((device, oracle), &model, tolerance)
             .map_err(|trouble| failure(claim, &model, &trouble))?;
         report.measured.push(measured);
     }
@@ -128,6 +142,26 @@ pub fn check_contract(device: &mut dyn Device, format: WeightFormat) -> Result<(
     contract::CLAIMS.iter().try_for_each(|(claim, holds)| {
         holds(device, &model).map_err(|trouble| failure(claim, &model, &trouble))
     })
+}
+
+/// A device that keeps its caches in a given format.
+struct Keeping<'a> {
+    device: &'a mut dyn Device,
+    cache: CacheFormat,
+}
+
+impl Device for Keeping<'_> {
+    fn descriptor(&self) -> DeviceDescriptor {
+        self.device.descriptor()
+    }
+
+    fn prepare(
+        &mut self,
+        subgraph: &Subgraph,
+        limits: SlotLimits,
+    ) -> Result<Box<dyn Executable>, DeviceError> {
+        self.device.prepare(subgraph, SlotLimits { cache: self.cache, ..limits })
+    }
 }
 
 fn failure(claim: &'static str, model: &Model, trouble: &Trouble) -> Failure {
@@ -152,9 +186,7 @@ mod tests {
 
     use super::*;
     use crate::batch::{Activations, Batch, Output, SequenceId};
-    use crate::device::{DeviceDescriptor, Executable, MemoryUse, SlotLimits};
-    use crate::graph::Subgraph;
-    use crate::reference::ReferenceDevice;
+    use crate::device::MemoryUse;
     use crate::sim::{RecordedDelay, SimDevice, SimOptions};
 
     #[test]
@@ -168,6 +200,13 @@ mod tests {
     fn the_simulated_unit_keeps_the_contract() {
         let mut device = SimDevice::new(SimOptions::default(), Arc::new(RecordedDelay::default()));
         check_contract(&mut device, WeightFormat::F32).unwrap_or_else(|e| panic!("{e}"));
+    }
+
+    #[test]
+    fn the_reference_with_caches_of_bytes_runs_fused_graphs_as_plain_ones() {
+        let tolerance = Tolerance { formats: vec![(WeightFormat::F32, 0.0)] };
+        check_with_cache(&mut ReferenceDevice, &tolerance, CacheFormat::Q8)
+            .unwrap_or_else(|e| panic!("{e}"));
     }
 
     /// The reference with a fault.

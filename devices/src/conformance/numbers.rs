@@ -5,7 +5,6 @@ use super::runs::{activations, logits_in_chunks, prepare, same_bits, segment};
 use super::{Measured, Trouble};
 use crate::batch::{SequenceId, Want};
 use crate::device::Device;
-use crate::reference::ReferenceDevice;
 
 /// Rows of a text: more than a kernel takes at once, and no multiple of anything.
 const ROWS: usize = 33;
@@ -13,14 +12,14 @@ const ROWS: usize = 33;
 /// Numbers of rows that run at once.
 const CHUNKS: [usize; 10] = [1, 2, 3, 4, 5, 6, 7, 8, 16, 27];
 
-/// Compares one model, the device running fused ops and the reference the plain ones.
+/// Compares one model, the device running fused ops and the oracle the plain ones.
 pub(super) fn compare(
-    device: &mut dyn Device,
+    (device, oracle): (&mut dyn Device, &mut dyn Device),
     model: &Model,
     tolerance: f32,
 ) -> Result<Measured, Trouble> {
     let tokens = model.tokens(ROWS);
-    let activations = first_block(device, model, &tokens)?;
+    let activations = first_block((device, oracle), model, &tokens)?;
     let mut whole = prepare(device, &model.whole(), 1)?;
     let found = logits_in_chunks(&mut *whole, 0, &tokens, ROWS)?;
     for chunk in CHUNKS {
@@ -28,7 +27,7 @@ pub(super) fn compare(
         let again = logits_in_chunks(&mut *whole, 0, &tokens, chunk)?;
         same_bits(&format!("logits of {chunk} rows at once beside {ROWS}"), &again, &found)?;
     }
-    let mut oracle = prepare(&mut ReferenceDevice, &model.plain_stage(model.layers), 1)?;
+    let mut oracle = prepare(oracle, &model.plain_stage(model.layers), 1)?;
     let expected = logits_in_chunks(&mut *oracle, 0, &tokens, ROWS)?;
     let logits = difference(&found, &expected, model.vocabulary)?;
     let worst = activations.max(logits);
@@ -42,10 +41,14 @@ pub(super) fn compare(
 }
 
 /// Difference of what the first block puts out.
-fn first_block(device: &mut dyn Device, model: &Model, tokens: &[u32]) -> Result<f32, Trouble> {
+fn first_block(
+    (device, oracle): (&mut dyn Device, &mut dyn Device),
+    model: &Model,
+    tokens: &[u32],
+) -> Result<f32, Trouble> {
     let rows = || vec![segment(0, 0, tokens, Want::Nothing)];
     let found = activations(&mut *prepare(device, &model.stage(0, 1), 1)?, rows(), None)?;
-    let mut oracle = prepare(&mut ReferenceDevice, &model.plain_stage(1), 1)?;
+    let mut oracle = prepare(oracle, &model.plain_stage(1), 1)?;
     let expected = activations(&mut *oracle, rows(), None)?;
     difference(&found.data, &expected.data, expected.cols)
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::Trouble;
 use crate::Sampling;
 use crate::batch::{Activations, Batch, Output, Picked, Segment, SequenceId, Want};
-use crate::device::{Device, Executable, SlotLimits};
+use crate::device::{CacheFormat, Device, Executable, SlotLimits};
 use crate::graph::Subgraph;
 
 /// Most rows of a batch here.
@@ -17,7 +17,8 @@ pub(super) fn prepare(
     stage: &Subgraph,
     sequences_max: usize,
 ) -> Result<Box<dyn Executable>, Trouble> {
-    let limits = SlotLimits { sequences_max, positions_max: 320, rows_max: ROWS_MAX };
+    let (rows_max, cache) = (ROWS_MAX, CacheFormat::F16);
+    let limits = SlotLimits { sequences_max, positions_max: 320, rows_max, cache };
     Ok(device.prepare(stage, limits)?)
 }
 

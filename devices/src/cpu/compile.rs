@@ -14,6 +14,7 @@ use crate::graph::{
     Graph, Node, Norm, Op, Rope, RopeStyle, StageInput, Subgraph, ValueId, Weight, WeightError,
     WeightId, passes,
 };
+use crate::reclaim;
 
 /// A value's place in the arena: row r is the `stride` floats from `start + r * stride`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,13 +104,14 @@ pub(crate) fn compile(
         steps.push(compiler.step(node, &mut layers)?);
     }
     let (packs, bytes) = (std::mem::take(&mut compiler.packs), compiler.offset);
-    let mut store = Pages::<u8>::zeroed(bytes).ok_or_else(|| DeviceError::OutOfMemory {
+    let mut store = Pages::<u8>::stream(bytes).ok_or_else(|| DeviceError::OutOfMemory {
         device: device.to_owned(),
         detail: format!("{bytes} bytes of packed weights of {}", subgraph.name),
     })?;
     for (projection, weight, layout) in &packs {
         let weight = &graph.weights[weight.0 as usize];
         projection.pack(weight, layout, &mut store).map_err(|e| compiler.unreadable(&e))?;
+        reclaim::file_pages(weight.bytes());
     }
     let last = graph.nodes.last().expect("a stage has an op");
     let out = *last.outputs.last().expect("an op writes a value");

@@ -52,7 +52,8 @@ impl CpuExecutable {
         program: Program,
         limits: SlotLimits,
     ) -> Result<Self, DeviceError> {
-        let shape = CacheShape::new(program.layers, program.heads, limits.positions_max);
+        let shape =
+            CacheShape::new(program.layers, program.heads, (limits.positions_max, limits.cache));
         let logits_stride = program.vocabulary.next_multiple_of(TILE) + TILE;
         let (widest, floats) = (program.widest, program.reads_floats);
         let scratch =

@@ -10,7 +10,7 @@ use super::cache::CacheShape;
 use super::compile::{NormWeight, Place, Program, Step};
 use super::kernels::lanes::{LANES, Line};
 use super::kernels::tile::{BLOCK, TILE};
-use super::kernels::{CachedHead, Kernels, Operand, QUERIES, Queries, ROWS};
+use super::kernels::{ByteHead, HalfHead, Kernels, Operand, QUERIES, Queries, ROWS};
 use super::memory::Shared;
 use super::pack::Projection;
 use super::rope::rotate;
@@ -18,6 +18,7 @@ use super::scratch::OperandView;
 use super::stored::decode_row;
 use super::team::Member;
 use crate::batch::Pick;
+use crate::device::CacheFormat;
 use crate::sampling::{self, Sampling};
 
 /// Up to this many rows, each member makes its own operand: cheaper than a barrier.
@@ -254,15 +255,32 @@ impl<'a> Forward<'a> {
         line: &Line,
     ) {
         let padded = self.program.heads.padded;
-        let group = position / LANES * LANES * padded;
-        let start = self.shape.keys(layer, head) + group + first * LANES;
-        let mut halves = [0; LANES];
-        self.kernels.narrow(line, &mut halves);
-        for (i, half) in halves.into_iter().enumerate() {
-            let at = start + i * LANES + position % LANES;
-            // SAFETY: this element of the position's key is this tile's and this row's.
-            let element = unsafe { self.lanes[segment].cache.write(at, 1) };
-            element[0] = half;
+        let first_of_group = position / LANES * LANES * padded;
+        let at = first_of_group + first * LANES + position % LANES;
+        let start = self.shape.keys(layer, head);
+        let cache = self.lanes[segment].cache;
+        match self.shape.format {
+            CacheFormat::F16 => {
+                let mut halves = [0; LANES];
+                self.kernels.narrow(line, &mut halves);
+                for (i, half) in halves.into_iter().enumerate() {
+                    // SAFETY: this element of the position's key is this tile's and this row's.
+                    let element = unsafe { cache.write(start + at + i * LANES, 1) };
+                    element[0] = half;
+                }
+            }
+            CacheFormat::Q8 => {
+                let mut bytes = [0; LANES];
+                let scale = self.kernels.narrow_to_bytes(line, &mut bytes);
+                for (i, byte) in bytes.into_iter().enumerate() {
+                    // SAFETY: as above.
+                    let element = unsafe { cache.bytes().write(2 * start + at + i * LANES, 1) };
+                    element[0] = byte;
+                }
+                // SAFETY: the scale of this tile's share of the position's key is this tile's and this row's.
+                let place = unsafe { cache.write(self.shape.scale(start, first, position), 1) };
+                place[0] = scale;
+            }
         }
     }
 
@@ -274,11 +292,25 @@ impl<'a> Forward<'a> {
         first: usize,
         line: &Line,
     ) {
-        let padded = self.program.heads.padded;
-        let start = self.shape.values(layer, head) + position * padded + first;
-        // SAFETY: these elements of the position's value are this tile's and this row's.
-        let out = unsafe { self.lanes[segment].cache.write(start, LANES) };
-        self.kernels.narrow(line, out.first_chunk_mut().expect("16 elements"));
+        let at = position * self.program.heads.padded + first;
+        let start = self.shape.values(layer, head);
+        let cache = self.lanes[segment].cache;
+        match self.shape.format {
+            CacheFormat::F16 => {
+                // SAFETY: these elements of the position's value are this tile's and this row's.
+                let out = unsafe { cache.write(start + at, LANES) };
+                self.kernels.narrow(line, out.first_chunk_mut().expect("16 elements"));
+            }
+            CacheFormat::Q8 => {
+                // SAFETY: as above.
+                let out = unsafe { cache.bytes().write(2 * start + at, LANES) };
+                let out = out.first_chunk_mut().expect("16 elements");
+                let scale = self.kernels.narrow_to_bytes(line, out);
+                // SAFETY: as above, for the scale of these elements.
+                let place = unsafe { cache.write(self.shape.scale(start, first, position), 1) };
+                place[0] = scale;
+            }
+        }
     }
 
     fn attend(&self, member: &Member<'_>, (q, out): (Place, Place), layer: usize) {
@@ -301,18 +333,16 @@ impl<'a> Forward<'a> {
         let heads = self.program.heads;
         let (dim, group) = (heads.padded, heads.queries / heads.kv);
         let cache = self.lanes[self.rows[chunk.first].segment].cache;
-        let len = self.shape.head_len();
+        let (keys, values) = (self.shape.keys(layer, head), self.shape.values(layer, head));
+        let elements = self.shape.elements();
         let scratch = &self.scratch[member.index];
-        // SAFETY: the cache was last written before the last barrier; the scratch is this member's own.
-        let (keys, values, scores, attended) = unsafe {
+        // SAFETY: the scratch is this member's own.
+        let (scores, attended) = unsafe {
             (
-                cache.read(self.shape.keys(layer, head), len),
-                cache.read(self.shape.values(layer, head), len),
                 scratch.scores.write(0, QUERIES * self.shape.positions),
                 scratch.attended.write(0, QUERIES * dim),
             )
         };
-        let cached = CachedHead { keys, values, head_dim: dim };
         let total = chunk.rows * group;
         let place = |i: usize| (chunk.first + i / group, (head * group + i % group) * dim);
         for first in (0..total).step_by(QUERIES) {
@@ -326,7 +356,27 @@ impl<'a> Forward<'a> {
                 queries.vectors[i] = &unsafe { self.row(q, row) }[at..at + dim];
                 queries.lengths[i] = self.rows[row].position + 1;
             }
-            self.kernels.attend(&cached, &queries, scores, attended);
+            // SAFETY: the cache was last written before the last barrier.
+            match self.shape.format {
+                CacheFormat::F16 => unsafe {
+                    let (keys, values) = (cache.read(keys, elements), cache.read(values, elements));
+                    let head = HalfHead { keys, values, dim };
+                    self.kernels.attend_halves(&head, &queries, scores, attended);
+                },
+                CacheFormat::Q8 => unsafe {
+                    let scales =
+                        |start| cache.read(self.shape.scale(start, 0, 0), elements / LANES);
+                    let bytes = |start| cache.bytes().read(2 * start, elements);
+                    let head = ByteHead {
+                        keys: bytes(keys),
+                        key_scales: scales(keys),
+                        values: bytes(values),
+                        value_scales: scales(values),
+                        dim,
+                    };
+                    self.kernels.attend_bytes(&head, &queries, scores, attended);
+                },
+            }
             for (i, attended) in attended.chunks_exact(dim).take(count).enumerate() {
                 let (row, at) = place(first + i);
                 let start = out.start + row * out.stride + at;

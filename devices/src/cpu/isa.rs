@@ -19,15 +19,25 @@ pub enum Isa {
     Neon,
     /// As `Neon`, with the byte dot product.
     NeonDot,
+    /// As `NeonDot`, with the product of two by eight matrices of bytes (i8mm).
+    NeonI8mm,
 }
 
 impl Isa {
     /// Those that this machine can run, best first; never empty.
     pub fn available() -> Vec<Isa> {
-        [Isa::Avx512Vnni, Isa::AvxVnni, Isa::Avx2, Isa::NeonDot, Isa::Neon, Isa::Portable]
-            .into_iter()
-            .filter(|isa| isa.is_available())
-            .collect()
+        [
+            Isa::Avx512Vnni,
+            Isa::AvxVnni,
+            Isa::Avx2,
+            Isa::NeonI8mm,
+            Isa::NeonDot,
+            Isa::Neon,
+            Isa::Portable,
+        ]
+        .into_iter()
+        .filter(|isa| isa.is_available())
+        .collect()
     }
 
     /// Whether this machine can run it.
@@ -52,6 +62,10 @@ impl Isa {
                 std::arch::is_aarch64_feature_detected!("neon")
                     && std::arch::is_aarch64_feature_detected!("dotprod")
             }
+            #[cfg(target_arch = "aarch64")]
+            Isa::NeonI8mm => {
+                Isa::NeonDot.is_available() && std::arch::is_aarch64_feature_detected!("i8mm")
+            }
             _ => false,
         }
     }
@@ -73,6 +87,7 @@ impl fmt::Display for Isa {
             Isa::Avx512Vnni => "AVX512-VNNI",
             Isa::Neon => "NEON",
             Isa::NeonDot => "NEON dotprod",
+            Isa::NeonI8mm => "NEON i8mm",
         })
     }
 }

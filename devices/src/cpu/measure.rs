@@ -10,7 +10,7 @@ use super::CpuDevice;
 use super::kernels::fetch_ahead;
 use super::memory::Pages;
 use crate::batch::{Batch, Segment, SequenceId, Want};
-use crate::device::{Device, DeviceError, Executable, MemoryUse, SlotLimits};
+use crate::device::{CacheFormat, Device, DeviceError, Executable, MemoryUse, SlotLimits};
 use crate::graph::Subgraph;
 use crate::sampling::Sampling;
 
@@ -52,14 +52,14 @@ pub struct Bench {
 }
 
 impl Bench {
-    /// Prepares a whole model for these passes.
+    /// Prepares a whole model for these passes, with such a cache.
     ///
     /// # Errors
     /// Those of `prepare`.
     pub fn new(
         device: &mut CpuDevice,
         model: &Subgraph,
-        passes: &[Pass],
+        (passes, cache): (&[Pass], CacheFormat),
     ) -> Result<Self, DeviceError> {
         assert!(model.is_whole_model(), "only whole models are measured");
         let most = |of: fn(&Pass) -> usize| passes.iter().map(of).max().unwrap_or(1);
@@ -67,6 +67,7 @@ impl Bench {
             sequences_max: 1,
             positions_max: most(|p| p.context + p.rows),
             rows_max: most(|p| p.rows.max(p.context)),
+            cache,
         };
         let sampling = Arc::new(Sampling::default());
         Ok(Self { executable: device.prepare(model, limits)?, sampling })
@@ -138,7 +139,7 @@ pub fn read_bandwidth(
     bytes: usize,
     repeats: usize,
 ) -> Result<f64, DeviceError> {
-    let mut array = Pages::<u64>::zeroed(bytes / 8).ok_or_else(|| DeviceError::OutOfMemory {
+    let mut array = Pages::<u64>::stream(bytes / 8).ok_or_else(|| DeviceError::OutOfMemory {
         device: device.name.to_string(),
         detail: format!("{bytes} bytes to measure the bandwidth of reading them"),
     })?;

@@ -11,6 +11,8 @@ use std::ptr::NonNull;
 /// Alignment of every allocation: one cache line, one 512-bit register.
 pub(crate) const LINE: usize = 64;
 const HUGE: usize = 2 << 20;
+/// Arrays from this size on are mapped apart: freed, they go back to the system, and what is never touched costs nothing.
+const MAPPED: usize = 256 << 10;
 
 /// Element types for which all-zero bytes are a value and whose bytes may be seen: the plain numbers.
 pub(crate) trait Plain: Copy + Send + Sync + bytemuck::Pod {}
@@ -21,7 +23,16 @@ enum Origin {
     Mapped { start: NonNull<libc::c_void>, bytes: usize },
 }
 
-/// A zeroed array in memory of its own; arrays of 2 MiB or more are mapped and advised to use huge pages.
+/// How the system shall back an array.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Backing {
+    /// With pages of the usual size, so that only what is used is there.
+    Small,
+    /// With huge pages where the array has room for one, for streams that are read as a whole.
+    Huge,
+}
+
+/// A zeroed array in memory of its own.
 pub(crate) struct Pages<T> {
     data: NonNull<T>,
     len: usize,
@@ -36,8 +47,21 @@ unsafe impl<T: Plain> Sync for Pages<T> {}
 impl<T: Plain> Pages<T> {
     /// `len` zeroes; `None` if the system has no room.
     pub(crate) fn zeroed(len: usize) -> Option<Self> {
+        Self::backed(len, Backing::Small)
+    }
+
+    /// The same for an array that will be read from end to end, again and again.
+    pub(crate) fn stream(len: usize) -> Option<Self> {
+        Self::backed(len, Backing::Huge)
+    }
+
+    fn backed(len: usize, backing: Backing) -> Option<Self> {
         let bytes = len.checked_mul(size_of::<T>())?.max(LINE).checked_next_multiple_of(LINE)?;
-        if bytes >= HUGE { Self::mapped(len, bytes) } else { Self::heap(len, bytes) }
+        match (bytes, backing) {
+            (HUGE.., Backing::Huge) => Self::mapped(len, bytes, Backing::Huge),
+            (MAPPED.., _) => Self::mapped(len, bytes, Backing::Small),
+            _ => Self::heap(len, bytes),
+        }
     }
 
     fn heap(len: usize, bytes: usize) -> Option<Self> {
@@ -47,8 +71,9 @@ impl<T: Plain> Pages<T> {
         Some(Self { data, len, origin: Origin::Heap(layout) })
     }
 
-    fn mapped(len: usize, bytes: usize) -> Option<Self> {
-        let total = bytes.checked_add(HUGE)?;
+    fn mapped(len: usize, bytes: usize, backing: Backing) -> Option<Self> {
+        let spare = if backing == Backing::Huge { HUGE } else { 0 };
+        let total = bytes.checked_add(spare)?;
         let (protection, flags) =
             (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
         // SAFETY: an anonymous private mapping at an address of the kernel's choice aliases nothing.
@@ -57,14 +82,19 @@ impl<T: Plain> Pages<T> {
             return None;
         }
         let start = NonNull::new(start)?;
-        let skip = start.as_ptr().cast::<u8>().align_offset(HUGE);
-        // SAFETY: skip < HUGE, and the mapping is HUGE bytes longer than `bytes`, so the range lies inside it.
+        let skip = match backing {
+            Backing::Huge => start.as_ptr().cast::<u8>().align_offset(HUGE),
+            Backing::Small => 0,
+        };
+        // SAFETY: skip is 0, or less than HUGE where the mapping is HUGE bytes longer than `bytes`: inside it either way.
         let data = unsafe { start.cast::<u8>().add(skip) };
         #[cfg(target_os = "linux")]
-        // SAFETY: the range is inside the mapping made above; the advice changes no contents, and its failure
-        // changes nothing but speed.
-        unsafe {
-            libc::madvise(data.as_ptr().cast(), bytes, libc::MADV_HUGEPAGE);
+        if backing == Backing::Huge {
+            // SAFETY: the range is inside the mapping made above; the advice changes no contents, and its failure
+            // changes nothing but speed.
+            unsafe {
+                libc::madvise(data.as_ptr().cast(), bytes, libc::MADV_HUGEPAGE);
+            }
         }
         Some(Self { data: data.cast(), len, origin: Origin::Mapped { start, bytes: total } })
     }
@@ -147,14 +177,26 @@ impl<'a, T> Shared<'a, T> {
     }
 }
 
+impl<'a> Shared<'a, u16> {
+    /// The same memory as bytes, two for each element. Parts of both views are parts of the same array: the promise of
+    /// `read` and `write` holds for them together.
+    pub(crate) fn bytes(self) -> Shared<'a, i8> {
+        Shared { data: self.data.cast(), len: 2 * self.len, lifetime: PhantomData }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn pages_are_zeroed_aligned_and_writable_at_both_ends() {
-        for len in [1, 1000, (HUGE / 4) + 3] {
-            let mut pages = Pages::<f32>::zeroed(len).expect("memory for a test");
+        let backings = [Backing::Small, Backing::Huge];
+        for (len, backing) in [1, 1000, MAPPED / 4 + 5, HUGE / 4 + 3]
+            .into_iter()
+            .flat_map(|len| backings.map(|backing| (len, backing)))
+        {
+            let mut pages = Pages::<f32>::backed(len, backing).expect("memory for a test");
             assert!(pages.iter().all(|&x| x == 0.0));
             assert_eq!(pages.as_ptr() as usize % LINE, 0);
             pages[0] = 1.0;

@@ -23,7 +23,9 @@ mod tests;
 use std::rc::Rc;
 
 use crate::conformance::{self, Tolerance};
-use crate::device::{Device, DeviceDescriptor, DeviceError, DeviceKind, Executable, SlotLimits};
+use crate::device::{
+    CacheFormat, Device, DeviceDescriptor, DeviceError, DeviceKind, Executable, SlotLimits,
+};
 use crate::graph::{Subgraph, WeightFormat};
 use executable::CpuExecutable;
 use kernels::Kernels;
@@ -89,10 +91,14 @@ impl CpuDevice {
         stored::stored_format(format)
     }
 
-    /// How near this unit comes to the reference: the cache holds 11 significant bits, and activations that meet quantised
-    /// weights have 8.
-    pub fn tolerance() -> Tolerance {
-        let of = |format| if stored::packing(format).is_quantised() { 0.15 } else { 5e-3 };
+    /// How near this unit comes to the reference with the same cache: halves have 11 significant bits, where bytes are
+    /// rounded is a matter of the last bits before, and activations that meet quantised weights have 8.
+    pub fn tolerance(cache: CacheFormat) -> Tolerance {
+        let exact = match cache {
+            CacheFormat::F16 => 5e-3,
+            CacheFormat::Q8 => 5e-2,
+        };
+        let of = |format| if stored::packing(format).is_quantised() { 0.15 } else { exact };
         let formats = conformance::FORMATS;
         Tolerance { formats: formats.map(|f| (f, of(stored::stored_format(f)))).to_vec() }
     }

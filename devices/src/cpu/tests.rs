@@ -7,11 +7,12 @@ use proptest::prelude::{Strategy, prop_assert_eq, proptest};
 use super::{CpuDevice, CpuOptions, Isa};
 use crate::batch::{Activations, Batch, Output, Picked, Segment, SequenceId, Want};
 use crate::conformance;
-use crate::device::{Device, DeviceError, Executable, SlotLimits};
+use crate::device::{CacheFormat, Device, DeviceError, Executable, SlotLimits};
 use crate::graph::{Graph, LlamaShape, Op, RopeStyle, Subgraph, WeightFormat, passes};
 use crate::{Sampling, synthetic};
 
-const LIMITS: SlotLimits = SlotLimits { sequences_max: 3, positions_max: 48, rows_max: 32 };
+const LIMITS: SlotLimits =
+    SlotLimits { sequences_max: 3, positions_max: 48, rows_max: 32, cache: CacheFormat::F16 };
 
 fn device(isa: Option<Isa>, threads: usize) -> CpuDevice {
     CpuDevice::new(CpuOptions { threads, isa, ..CpuOptions::default() }).expect("a cpu")
@@ -23,8 +24,20 @@ fn whole(graph: &Graph) -> Subgraph {
 }
 
 fn prepared(graph: &Graph, isa: Option<Isa>, threads: usize) -> Box<dyn Executable> {
-    device(isa, threads).prepare(&whole(graph), LIMITS).expect("a model that fits")
+    with_cache(CacheFormat::F16, graph, isa, threads)
 }
+
+fn with_cache(
+    cache: CacheFormat,
+    graph: &Graph,
+    isa: Option<Isa>,
+    threads: usize,
+) -> Box<dyn Executable> {
+    let limits = SlotLimits { cache, ..LIMITS };
+    device(isa, threads).prepare(&whole(graph), limits).expect("a model that fits")
+}
+
+const CACHES: [CacheFormat; 2] = [CacheFormat::F16, CacheFormat::Q8];
 
 fn segment(sequence: u64, base: usize, tokens: &[u32]) -> Segment {
     Segment {
@@ -172,11 +185,25 @@ fn shape_for(format: WeightFormat) -> LlamaShape {
 
 #[test]
 fn the_unit_passes_the_suite_of_all_devices() {
-    let tolerance = CpuDevice::tolerance();
-    for threads in [1, 2] {
-        conformance::check(&mut device(None, threads), &tolerance)
-            .unwrap_or_else(|e| panic!("{e}"));
+    for (cache, threads) in [(CacheFormat::F16, 1), (CacheFormat::F16, 2), (CacheFormat::Q8, 2)] {
+        let tolerance = CpuDevice::tolerance(cache);
+        conformance::check_with_cache(&mut device(None, threads), &tolerance, cache)
+            .unwrap_or_else(|e| panic!("{cache}: {e}"));
     }
+}
+
+#[test]
+fn a_cache_of_bytes_takes_nine_sixteenths_and_its_text_is_another() {
+    let model = synthetic::llama(&synthetic::tiny(2), WeightFormat::F32, 5);
+    let run = |cache| {
+        let mut executable = with_cache(cache, &model, None, 1);
+        let logits = logits(&mut *executable, vec![segment(1, 0, &tokens(17, 1))]);
+        (executable.memory().caches, logits)
+    };
+    let (halves, bytes) = (run(CacheFormat::F16), run(CacheFormat::Q8));
+    assert_eq!(16 * bytes.0, 9 * halves.0);
+    let error = relative_error(&bytes.1, &halves.1);
+    assert!(error > 0.0 && error < 2e-2, "relative error {error}");
 }
 
 #[test]
@@ -213,11 +240,14 @@ fn every_instruction_set_and_thread_count_gives_the_same_bits() {
         let mut runs = Vec::new();
         for isa in Isa::available() {
             for threads in 1..=3 {
-                let mut executable = prepared(&model, Some(isa), threads);
-                runs.push(picked(&mut *executable, vec![segment(1, 0, &tokens)]));
+                for cache in CACHES {
+                    let mut executable = with_cache(cache, &model, Some(isa), threads);
+                    runs.push(picked(&mut *executable, vec![segment(1, 0, &tokens)]));
+                }
             }
         }
-        assert!(runs.windows(2).all(|w| w[0] == w[1]), "{format}");
+        // Runs of the two caches take turns.
+        assert!(runs.windows(3).all(|w| w[0] == w[2]), "{format}");
     }
 }
 
@@ -252,23 +282,23 @@ fn in_company(
 }
 
 proptest! {
-    #![proptest_config(proptest::test_runner::Config::with_cases(6))]
+    #![proptest_config(proptest::test_runner::Config::with_cases(4))]
 
-    /// For every format, with every instruction set of this machine: alone, one row at a time, with one thread, by the
+    /// For every format and cache, with every instruction set of this machine: alone, one row at a time, with one thread, by the
     /// portable kernels, or in any company.
     #[test]
     fn a_row_depends_on_its_own_sequence_alone(
         ours in cuts(), theirs in cuts(), threads in 1usize..4,
     ) {
         let (text, other) = (tokens(40, 4), tokens(40, 5));
-        for (format, _) in FORMATS {
+        for ((format, _), cache) in FORMATS.into_iter().flat_map(|f| CACHES.map(|c| (f, c))) {
             let model = synthetic::llama(&shape_for(format), format, 11);
-            let mut alone = prepared(&model, Some(Isa::Portable), 1);
+            let mut alone = with_cache(cache, &model, Some(Isa::Portable), 1);
             let expected = in_company(&mut *alone, (&text, &[1; 40]), (&[], &[0; 40]));
             for isa in Isa::available() {
-                let mut unit = prepared(&model, Some(isa), threads);
+                let mut unit = with_cache(cache, &model, Some(isa), threads);
                 let found = in_company(&mut *unit, (&text, &ours), (&other, &theirs));
-                prop_assert_eq!(&found, &expected, "{} with {}", format, isa);
+                prop_assert_eq!(&found, &expected, "{} with {}, {} cache", format, isa, cache);
             }
         }
     }

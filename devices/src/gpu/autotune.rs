@@ -10,7 +10,7 @@ use super::measure::{self, Timer};
 use super::tuning::{Backing, Sums, Tuning};
 use super::{GpuDevice, GpuOptions, GpuSelector};
 use crate::DeviceError;
-use crate::device::{Device, SlotLimits};
+use crate::device::{CacheFormat, Device, SlotLimits};
 use crate::graph::{Graph, Subgraph, WeightFormat};
 use crate::synthetic;
 
@@ -78,7 +78,12 @@ impl Trial<'_> {
         let mut device = GpuDevice::open(self.selector, options)?;
         let whole = Subgraph::cut("trial", &self.model, 0, self.layers)
             .map_err(|error| device.context().unsupported(error.to_string()))?;
-        let limits = SlotLimits { sequences_max: 1, positions_max: 256, rows_max: 16 };
+        let limits = SlotLimits {
+            sequences_max: 1,
+            positions_max: 256,
+            rows_max: 16,
+            cache: CacheFormat::F16,
+        };
         let mut executable = device.prepare(&whole, limits)?;
         let mut pass = |rows| measure::pass(&mut *executable, (64, rows), self.timer);
         Ok(2 * pass(1)? + pass(4)? + pass(8)?)

@@ -16,7 +16,7 @@ use super::state::StateBounds;
 use super::tuning::Backing;
 use super::weights::{self, Part};
 use crate::DeviceError;
-use crate::device::{MemoryUse, SlotLimits};
+use crate::device::{CacheFormat, MemoryUse, SlotLimits};
 use crate::graph::{Norm, RopeStyle, Subgraph, Weight, WeightError, WeightId};
 
 /// The passes that a kernel belongs to, by the most positions of a row.
@@ -220,6 +220,12 @@ impl Stage {
         limits: SlotLimits,
     ) -> Result<Self, DeviceError> {
         let unsupported = |detail| context.unsupported(format!("{}: {detail}", subgraph.name));
+        if limits.cache != CacheFormat::F16 {
+            return Err(unsupported(format!(
+                "a cache of {}: this unit keeps f16, so ask for that, or run the stage on a cpu unit",
+                limits.cache
+            )));
+        }
         let stack = Stack::read(subgraph).map_err(unsupported)?;
         let sizes = Sizes::of(context, &stack, limits);
         let most = context.limits.max_storage_buffer_binding_size;

@@ -10,13 +10,14 @@ use super::{
 use crate::batch::{
     Activations, Batch, DraftBatch, DraftSegment, Output, Pick, Picked, Segment, SequenceId, Want,
 };
-use crate::device::{Device, DeviceError, Executable, SlotLimits, draft_step_by_step};
+use crate::device::{CacheFormat, Device, DeviceError, Executable, SlotLimits, draft_step_by_step};
 use crate::graph::{LlamaShape, RopeStyle, Subgraph, WeightFormat};
 use crate::reference::ReferenceDevice;
 use crate::sampling::{Sampling, Scratch, gumbel, pick, word};
 use crate::synthetic;
 
-const LIMITS: SlotLimits = SlotLimits { sequences_max: 3, positions_max: 80, rows_max: 64 };
+const LIMITS: SlotLimits =
+    SlotLimits { sequences_max: 3, positions_max: 80, rows_max: 64, cache: CacheFormat::F16 };
 
 /// Opens the best adapter, or says why the test is skipped.
 #[expect(clippy::print_stderr, reason = "a skipped test says so")]
@@ -380,7 +381,12 @@ fn what_does_not_fit_is_out_of_memory_and_leaves_the_device_usable() {
     assert!(matches!(refused, DeviceError::OutOfMemory { .. }), "{refused}");
     drop(first);
     device.prepare(&tiny, LIMITS).unwrap();
-    let huge = SlotLimits { sequences_max: 1 << 12, positions_max: 1 << 16, rows_max: 8 };
+    let huge = SlotLimits {
+        sequences_max: 1 << 12,
+        positions_max: 1 << 16,
+        rows_max: 8,
+        cache: CacheFormat::F16,
+    };
     let refused = device.prepare(&tiny, huge).err().unwrap();
     assert!(matches!(refused, DeviceError::OutOfMemory { .. }), "{refused}");
 }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
+use candle_core::Tensor;
 use candle_core::quantized::{GgmlDType, QTensor, ggml_file::qtensor_from_ggml};
 use memmap2::Mmap;
 
@@ -197,6 +198,28 @@ impl Weight {
     /// Number of weights.
     pub fn elements(&self) -> usize {
         self.rows * self.cols
+    }
+
+    /// The same weights rounded to another format by candle's quantisers, in memory of their own.
+    ///
+    /// # Errors
+    /// `Unreadable` if the bytes cannot be read, a row is not a whole number of the format's blocks, or the format has no
+    /// quantiser.
+    pub fn rounded_to(&self, format: WeightFormat) -> Result<Self, WeightError> {
+        let unreadable =
+            |detail: String| WeightError::Unreadable { name: self.name.clone(), detail };
+        if format.row_bytes(self.cols).is_none() {
+            let (cols, block) = (self.cols, format.block_len());
+            let detail =
+                format!("{cols} columns are no whole blocks of {block}, as {format} needs");
+            return Err(unreadable(detail));
+        }
+        let shape = (self.rows, self.cols);
+        let bytes = Tensor::from_vec(self.to_f32()?, shape, &candle_core::Device::Cpu)
+            .and_then(|tensor| QTensor::quantize(&tensor, format.ggml()))
+            .and_then(|tensor| Ok(tensor.data()?.into_owned()))
+            .map_err(|e| unreadable(e.to_string()))?;
+        Self::new(self.name.clone(), format, shape, WeightBytes::Owned(bytes.into()))
     }
 
     /// All weights as `f32`, row-major, through candle's dequantisers.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::NAME;
 use super::ops::{self, Matrix};
 use crate::batch::{Activations, Batch, Output, Picked, SequenceId, Want};
-use crate::device::{DeviceError, Executable, MemoryUse, SlotLimits};
+use crate::device::{CacheFormat, DeviceError, Executable, MemoryUse, SlotLimits};
 use crate::graph::{Node, Norm, Op, Rope, StageInput, StageOutput, Subgraph, ValueId, WeightId};
 use crate::sampling::{Scratch, pick};
 use crate::slots::Slots;
@@ -33,6 +33,7 @@ pub struct ReferenceExecutable {
     subgraph: Subgraph,
     weights: Vec<Arc<[f32]>>,
     slots: Slots<Vec<LayerCache>>,
+    cache: CacheFormat,
     scratch: Scratch,
 }
 
@@ -45,7 +46,8 @@ struct Frame {
 
 impl ReferenceExecutable {
     pub(super) fn new(subgraph: Subgraph, weights: Vec<Arc<[f32]>>, limits: SlotLimits) -> Self {
-        Self { subgraph, weights, slots: Slots::new(limits), scratch: Scratch::default() }
+        let (slots, cache) = (Slots::new(limits), limits.cache);
+        Self { subgraph, weights, slots, cache, scratch: Scratch::default() }
     }
 
     fn begin(&mut self, batch: &Batch, input: Option<Activations>) -> Frame {
@@ -85,16 +87,20 @@ impl ReferenceExecutable {
             Op::MatMul { weight } if head => self.matmul(&of(0).gather(&frame.head_rows), *weight),
             Op::MatMul { weight } => self.matmul(of(0), *weight),
             Op::Rotate(rope) => rotate(of(0).clone(), rope, frame),
-            Op::Attention { heads, kv_heads, .. } => {
-                self.store(node, frame, of(1), of(2));
+            Op::Attention { heads, kv_heads, head_dim } => {
+                let kept = |x: &Matrix| ops::kept(x, *head_dim, self.cache);
+                let (keys, values) = (kept(of(1)), kept(of(2)));
+                self.store(node, frame, &keys, &values);
                 self.attend(node, frame, [*heads, *kv_heads])
             }
             Op::SiluMul => ops::silu_mul(of(0), of(1)),
             Op::Add => ops::add(of(0), of(1)),
             Op::FusedQkv { norm, q, k, v, rope, .. } => {
                 let h = self.norm(of(0), norm);
-                let keys = rotate(self.matmul(&h, *k), rope, frame);
-                self.store(node, frame, &keys, &self.matmul(&h, *v));
+                let kept = |x: &Matrix| ops::kept(x, rope.head_dim, self.cache);
+                let keys = kept(&rotate(self.matmul(&h, *k), rope, frame));
+                let values = kept(&self.matmul(&h, *v));
+                self.store(node, frame, &keys, &values);
                 rotate(self.matmul(&h, *q), rope, frame)
             }
             Op::FusedAttend { heads, kv_heads, .. } => {

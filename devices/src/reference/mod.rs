@@ -86,7 +86,12 @@ mod tests {
     use crate::graph::{WeightFormat, passes};
     use crate::synthetic;
 
-    const LIMITS: SlotLimits = SlotLimits { sequences_max: 2, positions_max: 64, rows_max: 32 };
+    const LIMITS: SlotLimits = SlotLimits {
+        sequences_max: 2,
+        positions_max: 64,
+        rows_max: 32,
+        cache: crate::CacheFormat::F16,
+    };
 
     fn whole(graph: &Graph) -> Box<dyn Executable> {
         let layers = graph.nodes.iter().filter_map(|n| n.layer).max().expect("it has blocks") + 1;

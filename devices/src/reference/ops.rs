@@ -2,6 +2,9 @@
 //!
 //! *Invariant:* row r of a result depends on row r of the inputs alone (and, for attention, on its sequence's cache).
 
+use half::f16;
+
+use crate::device::CacheFormat;
 use crate::graph::{Rope, RopeStyle};
 
 /// `rows x cols` values, row-major.
@@ -93,6 +96,29 @@ pub(super) fn rotate(mut x: Matrix, rope: &Rope, positions: &[u32]) -> Matrix {
     x
 }
 
+/// Elements of a head that share a scale in a cache of bytes.
+const CACHE_BLOCK: usize = 16;
+
+/// keys or values (rows x kv_heads * head_dim) -> the numbers that are left of them in a cache of `format`. As bytes, each
+/// 16 consecutive elements of a head become multiples of a 127th of the greatest, that step being a 16-bit float.
+pub(super) fn kept(x: &Matrix, head_dim: usize, format: CacheFormat) -> Matrix {
+    let mut kept = x.clone();
+    if format == CacheFormat::F16 {
+        return kept;
+    }
+    for head in kept.data.chunks_exact_mut(head_dim) {
+        for block in head.chunks_mut(CACHE_BLOCK) {
+            let greatest = block.iter().fold(0f32, |most, v| most.max(v.abs()));
+            let step = f64::from(f16::from_f32(greatest / 127.0));
+            for v in block {
+                let steps = if step > 0.0 { (f64::from(*v) / step).round_ties_even() } else { 0.0 };
+                *v = (steps.clamp(-127.0, 127.0) * step) as f32;
+            }
+        }
+    }
+    kept
+}
+
 /// One query row (heads * head_dim) over `keys` and `values` (positions x kv_heads * head_dim) -> y (heads * head_dim):
 /// query head h reads key and value head `h * kv_heads / heads`; `softmax(q k / sqrt(head_dim)) v`.
 pub(super) fn attend(query: &[f32], keys: &[f32], values: &[f32], heads: [usize; 2]) -> Vec<f32> {
@@ -176,6 +202,24 @@ mod tests {
         rope.style = RopeStyle::Halves;
         assert_eq!(round(rotate(x.clone(), &rope, &[1])), [-3.0, 2.0, 1.0, 4.0]);
         assert_eq!(rotate(x.clone(), &rope, &[0]), x);
+    }
+
+    #[test]
+    fn a_cache_of_bytes_keeps_multiples_of_a_step_for_each_sixteen() {
+        let data: Vec<f32> = (0..40).map(|i| (i * i) as f32 / 7.0 - 60.0).collect();
+        let x = matrix(40, &data);
+        assert_eq!(kept(&x, 20, CacheFormat::F16), x);
+        let kept = kept(&x, 20, CacheFormat::Q8);
+        for (was, is) in x.data.chunks(20).zip(kept.data.chunks(20)) {
+            for (was, is) in was.chunks(16).zip(is.chunks(16)) {
+                let greatest = was.iter().fold(0f32, |most, v| most.max(v.abs()));
+                let step = f16::from_f32(greatest / 127.0).to_f32();
+                for (was, is) in was.iter().zip(is) {
+                    assert!((was - is).abs() <= 0.51 * step, "{was} became {is}");
+                    assert_eq!((is / step).fract(), 0.0);
+                }
+            }
+        }
     }
 
     #[test]

@@ -94,7 +94,12 @@ mod tests {
     use crate::graph::{Graph, WeightFormat};
     use crate::synthetic;
 
-    const LIMITS: SlotLimits = SlotLimits { sequences_max: 2, positions_max: 64, rows_max: 32 };
+    const LIMITS: SlotLimits = SlotLimits {
+        sequences_max: 2,
+        positions_max: 64,
+        rows_max: 32,
+        cache: crate::CacheFormat::F16,
+    };
 
     fn model() -> Graph {
         synthetic::llama(&synthetic::tiny(4), WeightFormat::F32, 1)

@@ -187,6 +187,28 @@ fn write_the_corpus() {
     }
 }
 
+/// Writes the fuzzer's seeds anew: headers of small models, whose tensors it puts behind them.
+/// `cargo test -p outrider-pipeline write_the_seeds -- --ignored`.
+#[test]
+#[ignore = "writes into the source tree"]
+fn write_the_seeds() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fuzz/seeds/gguf");
+    let even = |mut bytes: Vec<u8>| {
+        bytes.resize(bytes.len().next_multiple_of(2), 0);
+        bytes
+    };
+    for (name, bytes) in [
+        ("llama", even(Gguf::llama().header())),
+        ("without-vocabulary", even(small().header())),
+        (
+            "safetensors",
+            even(fixture::safetensors(&fixture::hugging_face_tensors())[..2600].to_vec()),
+        ),
+    ] {
+        std::fs::write(folder.join(name), bytes).unwrap();
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 

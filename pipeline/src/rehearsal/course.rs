@@ -137,7 +137,7 @@ impl<'a> Stage<'a> {
         config.sequences_max = config.sequences_max.max(1);
         config.queue_max = config.queue_max.max(workload.concurrent);
         Self {
-            scheduler: Scheduler::new(config, Box::new(|| Box::new(Mute))),
+            scheduler: Scheduler::new(config, Box::new(|_| Box::new(Mute))),
             times,
             workload,
             separate,

@@ -7,6 +7,7 @@ use outrider_devices::{Sampling, SequenceId};
 
 use super::SchedulerConfig;
 use crate::draft_policy::Speculation;
+use crate::text::TextStart;
 
 /// How one text is to be generated.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -23,6 +24,8 @@ pub struct GenerationParams {
     pub ignore_eos: bool,
     /// The request's say in speculation.
     pub speculation: Speculation,
+    /// Where its text begins.
+    pub begins: TextStart,
 }
 
 /// A request for one text.

@@ -34,14 +34,14 @@ pub use event::{Action, EmittedToken, Event, FinishReason, Statistics, Takeover,
 
 use crate::draft_policy::DraftPolicy;
 use crate::pacing::{KnownTimes, Pacer, PacingView};
-use crate::text::Detokenize;
+use crate::text::{Detokenize, TextStart};
 use lane::Lane;
 use sequence::Sequence;
 use shelf::Shelf;
 use warming::Warming;
 
 /// Makes a detokenizer for a new text.
-pub type DetokenizerFactory = Box<dyn Fn() -> Box<dyn Detokenize> + Send>;
+pub type DetokenizerFactory = Box<dyn Fn(TextStart) -> Box<dyn Detokenize> + Send>;
 
 /// What one model's executable can take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -349,7 +349,7 @@ impl Scheduler {
             {
                 actions.push(Action::Release { sequence: slot });
             }
-            let text = (self.detokenizers)();
+            let text = (self.detokenizers)(admission.params.begins);
             let mut sequence = Sequence::new(admission, length_max, &self.config, text);
             if let Some(found) = found {
                 sequence.take_over(found);

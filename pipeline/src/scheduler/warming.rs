@@ -140,7 +140,9 @@ impl Scheduler {
         let lengths = match (caches, warming) {
             (Caches::Warmed, Some(warming)) => warming.lengths,
             // Also where a loss stopped the filling while the cut-over was on its way: what was filled is not counted on.
-            (Caches::Warmed, None) | (Caches::Kept | Caches::Empty, _) => BTreeMap::new(),
+            (Caches::Warmed, None) | (Caches::Kept | Caches::Empty | Caches::Fresh, _) => {
+                BTreeMap::new()
+            }
         };
         for (id, sequence) in &mut self.sequences {
             let len = lengths.get(id).copied().unwrap_or(0);

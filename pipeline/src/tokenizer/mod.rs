@@ -18,6 +18,8 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::OnceLock;
 
+use crate::text::TextStart;
+
 pub use detokenizer::Detokenizer;
 pub use error::TokenizerError;
 pub use vocabulary::{Token, TokenKind, Vocabulary};
@@ -124,6 +126,16 @@ impl Tokenizer {
         let mut text: String = ids.iter().map(|&id| detokenizer.push(id)).collect();
         text.push_str(&detokenizer.finish());
         text
+    }
+
+    /// How the text after a prompt without a template begins: on its own after a control token, else where the prompt
+    /// ends.
+    pub fn begins_after(&self, prompt: &[u32]) -> TextStart {
+        let mut bytes = Vec::new();
+        if let Some(&last) = prompt.last() {
+            self.vocabulary.append_bytes(last, &mut bytes);
+        }
+        if bytes.is_empty() { TextStart::Anew } else { TextStart::Continues }
     }
 
     /// All tokens.

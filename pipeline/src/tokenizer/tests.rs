@@ -7,6 +7,7 @@ use serde::Deserialize;
 use super::{AddBos, Detokenizer, SpecialTokens, Tokenizer, TokenizerKind};
 use crate::checkpoint::fixture::{self, Gguf};
 use crate::checkpoint::{Metadata, SpecialIds, metadata_of};
+use crate::text::TextStart;
 
 /// A tokenizer from the metadata of a GGUF file, which need not hold a model.
 fn from_gguf(bytes: &[u8]) -> Tokenizer {
@@ -83,6 +84,17 @@ fn the_first_space_of_pieces_goes_only_at_the_start_of_a_text() {
     let text: String = ids.iter().map(|&id| continuing.push(id)).collect();
     assert_eq!(text, " the then é");
     assert_eq!(tokenizer.decode(&tokenizer.encode(" the", SpecialTokens::Plain).unwrap()), " the");
+}
+
+#[test]
+fn a_completion_goes_on_where_its_prompt_ended() {
+    let tokenizer = from_gguf(&pieces().bytes());
+    let prompt = tokenizer.encode("the", SpecialTokens::Plain).unwrap();
+    assert_eq!(tokenizer.begins_after(&[&[1], prompt.as_slice()].concat()), TextStart::Continues);
+    let after_control = [prompt.as_slice(), &[2]].concat();
+    assert_eq!(tokenizer.begins_after(&after_control), TextStart::Anew);
+    assert_eq!(tokenizer.begins_after(&[]), TextStart::Anew);
+    assert_eq!(tokenizer.begins_after(&[9_999_999]), TextStart::Anew);
 }
 
 #[test]

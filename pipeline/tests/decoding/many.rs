@@ -10,21 +10,22 @@ use outrider_pipeline::scheduler::{
 };
 use outrider_pipeline::{
     Action, Admission, Detokenize, DraftPolicy, Event, GenerationParams, Scheduler,
-    SchedulerConfig, Speculation, TextStream,
+    SchedulerConfig, Speculation, TextStart, TextStream,
 };
 use outrider_plans::ModelRole;
 
 use crate::toy::{END_OF_TEXT, Pair, Random, Toy, VOCABULARY, any_sampling, plain_text};
 
 /// One or two letters a token, few enough for stop strings to be hit.
-struct Letters;
+struct Letters(TextStart);
 
 impl Detokenize for Letters {
     fn push(&mut self, token: u32) -> String {
         ["a", "b", "ab", "c", "ba", "ü"][token as usize % 6].into()
     }
     fn finish(&mut self) -> String {
-        "!".into()
+        // Only to see which of the two was asked for.
+        if self.0 == TextStart::Anew { "!" } else { "?" }.into()
     }
 }
 
@@ -97,6 +98,7 @@ pub(crate) fn any_request(random: &mut Random, id: u64) -> Admission {
             Speculation::Off,
             Speculation::Depth(2),
         ]),
+        begins: random.choose(&[TextStart::Anew, TextStart::Continues]),
     };
     Admission { sequence: SequenceId(id), prompt, params }
 }
@@ -106,7 +108,7 @@ impl World {
         let mut random = Random(seed);
         let pair = Pair { salt: random.next(), agreement: 80, memory: 1000 };
         Self {
-            scheduler: Scheduler::new(config.clone(), Box::new(|| Box::new(Letters))),
+            scheduler: Scheduler::new(config.clone(), Box::new(|begins| Box::new(Letters(begins)))),
             config,
             random,
             pair,
@@ -206,7 +208,7 @@ impl World {
         let stops: Vec<u32> = own_end.iter().chain(&params.stop_tokens).copied().collect();
         let sampling = Sampling { prompt_len: prompt.len() as u32, ..params.sampling.clone() };
         let mut tokens = plain_text(self.pair, prompt, length_max, (&sampling, &stops));
-        let mut stream = TextStream::new(Box::new(Letters), params.stop.clone());
+        let mut stream = TextStream::new(Box::new(Letters(params.begins)), params.stop.clone());
         let (mut text, mut reason) = (String::new(), FinishReason::Length);
         for i in 0..tokens.len() {
             if stops.contains(&tokens[i]) {

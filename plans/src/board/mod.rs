@@ -8,7 +8,7 @@
 mod file;
 mod times;
 
-use crate::context::{CacheLimits, HeadWeights, ModelShape, PlanContext};
+use crate::context::{CacheFormat, CacheLimits, HeadWeights, ModelShape, PlanContext};
 use crate::cost::{Acceptance, CostModel, Workload};
 use crate::machine::{Adapter, Core, Machine};
 use crate::role::ModelRole;
@@ -85,6 +85,7 @@ impl Board {
             caches: CacheLimits {
                 sequences_max: SEQUENCES,
                 positions_max: 2 * (text.prompt_tokens.value + text.output_tokens.value) as usize,
+                format: CacheFormat::F16,
             },
         }
     }

@@ -3,6 +3,7 @@
 //! *Invariant:* a plan that passes covers each model it places exactly once, on units that exist, run something, share
 //! no core or adapter, and hold what is put on them.
 
+mod caches;
 mod cover;
 pub(crate) mod memory;
 mod numbers;
@@ -34,9 +35,10 @@ impl PlanProblem {
 }
 
 impl PlanSpec {
-    /// Checks the plan against a machine and models, and resolves its units there.
+    /// Checks the plan against a machine and models, and resolves its units there. If it names models, `context` has to be
+    /// about these.
     ///
-    /// Fails with the first mistake in the order: names, mode and numbers, units, layers, memory.
+    /// Fails with the first mistake in the order: names, mode and numbers, units, layers, caches, memory.
     pub fn check(&self, context: &PlanContext) -> Result<PartitionPlan, PlanError> {
         self.resolve(context).map_err(|Fault { at, problem }| PlanError {
             file: self.file.clone(),
@@ -56,7 +58,10 @@ impl PlanSpec {
         let memory =
             stages.iter().map(|placement| (placement.stage, context.stage_memory(placement.stage)));
         let memory = BTreeMap::from_iter(memory);
-        let plan = PartitionPlan { name: self.name.value.clone(), mode, units, stages, memory };
+        let (name, models) = (self.name.value.clone(), self.models.clone());
+        let caches = context.caches.format;
+        let plan = PartitionPlan { name, mode, models, units, stages, caches, memory };
+        caches::kept(&plan).map_err(|(unit, problem)| problem.at(self.units[unit.as_str()].at))?;
         memory::fits(&plan, context)
             .map_err(|(unit, problem)| problem.at(self.units[unit.as_str()].at))?;
         Ok(plan)

@@ -11,7 +11,7 @@ use crate::mode::Mode;
 use crate::plan::{PartitionPlan, Placement, UnitKind, UnitSpec};
 use crate::role::{ModelRole, UnitId};
 
-/// Plans to run when the units `lost` of `plan` are gone. In this order:
+/// Plans to run when the units `lost` of `plan` are gone, for the same models, which `context` is about. In this order:
 /// 1. what was on a lost unit moves to a unit that is left, in a mode that does on shared units;
 /// 2. the target alone, where that still covers it;
 /// 3. the plan by rule for the processor's cores, unless the lost units were cores themselves, or simulated.
@@ -39,13 +39,15 @@ pub fn fallbacks(
         let moved = moved_to(heir, plan, lost);
         for mode in modes {
             let candidate = moved.with_mode(mode).ok();
+            // Read again, so that it is checked like any plan.
             add(candidate.and_then(|c| PartitionPlan::from_toml(&c.to_toml(), None, context).ok()));
         }
     }
     let kinds =
         |kind| lost.iter().any(|unit| plan.units.get(unit).map(UnitSpec::kind) == Some(kind));
     if !kinds(UnitKind::Cpu) && !kinds(UnitKind::Sim) {
-        add(default_plan(context).ok());
+        let models = plan.models.clone();
+        add(default_plan(context).ok().map(|default| PartitionPlan { models, ..default }));
     }
     found
 }

@@ -43,8 +43,23 @@ impl SwapMemory {
         let wanted = new.installed();
         let extra = by_pool(new, wanted.difference(installed), now);
         let freed = by_pool(running, installed.difference(&wanted), now);
+        Self::of((extra, freed), by_pool(running, installed.iter(), now), now)
+    }
+
+    /// The same for a successor, which shares nothing with what runs.
+    pub(super) fn apart(
+        running: &PartitionPlan,
+        installed: &BTreeSet<Installed>,
+        new: &PartitionPlan,
+        now: &Machine,
+    ) -> Self {
+        let extra = by_pool(new, new.installed().iter(), now);
         let taken = by_pool(running, installed.iter(), now);
-        let of = |sums: &BTreeMap<Pool, u64>, pool| sums.get(&pool).copied().unwrap_or(0);
+        Self::of((extra, taken.clone()), taken, now)
+    }
+
+    fn of((extra, freed): (Bytes, Bytes), taken: Bytes, now: &Machine) -> Self {
+        let of = |sums: &Bytes, pool| sums.get(&pool).copied().unwrap_or(0);
         let pools: BTreeSet<Pool> = extra.keys().chain(freed.keys()).copied().collect();
         let one = |pool: Pool| {
             let free_bytes = match pool {
@@ -72,11 +87,14 @@ impl SwapMemory {
     }
 }
 
+/// Bytes of every memory.
+type Bytes = BTreeMap<Pool, u64>;
+
 fn by_pool<'a>(
     plan: &PartitionPlan,
     stages: impl Iterator<Item = &'a Installed>,
     machine: &Machine,
-) -> BTreeMap<Pool, u64> {
+) -> Bytes {
     let mut sums = BTreeMap::new();
     for installed in stages {
         if let Some(pool) = pool(&installed.spec, machine) {

@@ -11,6 +11,17 @@
 //!                         a failure, or a unit lost                    with after the cut) ───┘
 //! ```
 //!
+//! Another **draft** is a plan whose draft's stages have another content, and takes that way. Another **target** writes other
+//! text, so requests that have begun end on the one they began on: its plan is not installed here but by a successor, which
+//! takes all new requests from the hand-over on:
+//!
+//! ```text
+//!             propose            the successor runs
+//!   Steady ───────────▶ HandingOver ────────▶ Steady, superseded: takes no proposals but those that a loss needs
+//!      ▲                    │
+//!      └────────────────────┘ it does not start
+//! ```
+//!
 //! *Invariants*, asserted after every event:
 //! 1. Until the cut-over, every stage of the running plan that was installed stays installed: a swap that fails costs
 //!    nothing.
@@ -19,6 +30,7 @@
 //! 4. Stages are named by content ([`Installed`]): one that both plans have is neither installed nor evicted.
 //! 5. One swap at a time: a second proposal is refused, and so is one that expects another epoch than the running one.
 //! 6. Every proposal that was taken ends in exactly one [`Action::End`].
+//! 7. The target never changes here: whoever has been superseded keeps the plan and the epoch that its requests began under.
 //!
 //! A unit that is gone for good is the same protocol with a plan that does without it ([`fallback`]): nothing is told
 //! apart but the caches, which then have nobody to decode from meanwhile and are filled after the cut-over.
@@ -49,6 +61,8 @@ pub enum Caches {
     /// They are filled after the cut-over: some stage of the model serves both plans and holds one cache of a
     /// sequence only, or nothing decodes meanwhile because a unit is lost.
     Empty,
+    /// Requests that have begun stay on the model that they began on; these are for new ones.
+    Fresh,
 }
 
 /// Something that happened.
@@ -64,6 +78,10 @@ pub enum Event {
     WarmFailed(String),
     /// The answer to [`Action::CutOver`]: from here on every round runs under the new plan.
     CutOver,
+    /// The answer to an [`Action::HandOver`]: new requests go to the successor.
+    HandedOver,
+    /// The answer to an [`Action::HandOver`]: it did not start, for this reason.
+    HandOverFailed(String),
     /// The answer to an [`Action::Evict`].
     Evicted(Installed),
     /// A unit has died with everything on it.
@@ -75,7 +93,7 @@ pub enum Event {
         /// What was seen.
         detail: String,
     },
-    /// A unit of the running plan is there again with its stages.
+    /// A unit of the running plan is there again with its stages. Not told while [`Swap::is_cutting_over`].
     Rebuilt {
         /// Its name.
         unit: UnitId,
@@ -104,6 +122,13 @@ pub enum Action {
         /// The draft's caches; `None` if the plan has no draft.
         draft: Option<Caches>,
     },
+    /// Start everything of this plan apart from what runs here, then give it all new requests.
+    HandOver {
+        /// The successor's plan.
+        plan: PartitionPlan,
+        /// Its number.
+        epoch: PlanEpoch,
+    },
     /// Free this; end its unit if it was the last stage there.
     Evict(Installed),
     /// The proposal has come to its end.
@@ -117,6 +142,8 @@ pub struct Swap {
     epoch: PlanEpoch,
     installed: BTreeSet<Installed>,
     phase: Phase,
+    /// A successor takes the new requests.
+    superseded: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -129,6 +156,8 @@ enum Phase {
     },
     Warming(Next),
     CuttingOver(Next),
+    /// A successor is being started.
+    HandingOver(SwapReport),
     Evicting {
         left: BTreeSet<Installed>,
         /// An installation that was under way when the swap failed: evicted as soon as it is there.
@@ -149,8 +178,13 @@ struct Next {
 impl Swap {
     /// A plan that runs, with everything installed, as the first of its process.
     pub fn new(running: PartitionPlan) -> Self {
-        let installed = running.installed();
-        Self { running, epoch: PlanEpoch(1), installed, phase: Phase::Steady }
+        Self::taking_over(running, PlanEpoch(1))
+    }
+
+    /// A plan that runs, with everything installed, as the one with this number.
+    pub fn taking_over(running: PartitionPlan, epoch: PlanEpoch) -> Self {
+        let (installed, superseded) = (running.installed(), false);
+        Self { running, epoch, installed, phase: Phase::Steady, superseded }
     }
 
     /// The running plan.
@@ -161,6 +195,17 @@ impl Swap {
     /// The running plan's number.
     pub fn epoch(&self) -> PlanEpoch {
         self.epoch
+    }
+
+    /// Whether the old plan's last round is being waited for: whoever decodes may already run the new plan. A unit that is
+    /// rebuilt meanwhile is told of after the cut-over, since only then it is known what it has to run.
+    pub fn is_cutting_over(&self) -> bool {
+        matches!(self.phase, Phase::CuttingOver(_))
+    }
+
+    /// Whether a successor takes the new requests.
+    pub fn is_superseded(&self) -> bool {
+        self.superseded
     }
 
     /// What is installed now.
@@ -182,10 +227,18 @@ impl Swap {
         {
             return Err(SwapError::Conflict { expected, running: self.epoch });
         }
-        if !self.is_steady() {
+        let needed = matches!(proposal.reason, Reason::Loss(_));
+        if !self.is_steady() || self.superseded && !needed {
             return Err(SwapError::Busy);
         }
         let plan = &proposal.plan;
+        let (running, diff) = (self.epoch, PlanDiff::between(&self.running, plan));
+        if self.hands_over_to(plan) {
+            let memory = SwapMemory::apart(&self.running, &self.installed, plan, now);
+            memory.check()?;
+            let draft = plan.has_draft().then_some(Caches::Fresh);
+            return Ok(Forecasted { running, diff, memory, target: Caches::Fresh, draft });
+        }
         let missing = |i: &&Installed| !self.installed.contains(i);
         if let Some(lost) = self.running.installed().intersection(&plan.installed()).find(missing) {
             return Err(SwapError::Rebuilding { unit: lost.unit.clone() });
@@ -193,13 +246,13 @@ impl Swap {
         let memory = SwapMemory::between(&self.running, &self.installed, plan, now);
         memory.check()?;
         let caches = |role| self.caches(plan, role);
-        Ok(Forecasted {
-            running: self.epoch,
-            diff: PlanDiff::between(&self.running, plan),
-            memory,
-            target: caches(ModelRole::Target).expect("every plan has a target"),
-            draft: caches(ModelRole::Draft),
-        })
+        let target = caches(ModelRole::Target).expect("every plan has a target");
+        Ok(Forecasted { running, diff, memory, target, draft: caches(ModelRole::Draft) })
+    }
+
+    /// Whether a plan is for another target than the running one.
+    fn hands_over_to(&self, plan: &PartitionPlan) -> bool {
+        plan.models.target != self.running.models.target
     }
 
     /// Takes a proposal up. A plan that says the same as the running one, name and all, ends at once, with no step of
@@ -211,7 +264,12 @@ impl Swap {
         let Forecasted { diff, memory, target, draft, .. } = self.preview(&proposal, now)?;
         let Proposal { plan, reason, .. } = proposal;
         let report = SwapReport::new(self.epoch, &plan, reason, memory);
-        if diff.is_empty() && plan.name == self.running.name && plan.installed() == self.installed {
+        if self.hands_over_to(&plan) {
+            self.phase = Phase::HandingOver(report);
+            return Ok(vec![Action::HandOver { plan, epoch: self.epoch.next() }]);
+        }
+        let same = plan.name == self.running.name && plan.models == self.running.models;
+        if diff.is_empty() && same && plan.installed() == self.installed {
             return Ok(vec![Action::End(Ok(report))]);
         }
         let left = plan.installed().difference(&self.installed).cloned().collect();
@@ -231,6 +289,8 @@ impl Swap {
                 _ => Vec::new(),
             },
             Event::CutOver => self.cut_over(),
+            Event::HandedOver => self.handed_over(Ok(())),
+            Event::HandOverFailed(detail) => self.handed_over(Err(detail)),
             Event::Evicted(stage) => self.evicted(&stage),
             Event::Lost { unit, spec, detail } => self.lost(&unit, &spec, detail),
             Event::Rebuilt { unit, spec } => {
@@ -340,6 +400,18 @@ impl Swap {
         self.evict(&self.running.installed(), None, result)
     }
 
+    fn handed_over(&mut self, outcome: Result<(), String>) -> Vec<Action> {
+        let Phase::HandingOver(report) = std::mem::replace(&mut self.phase, Phase::Steady) else {
+            panic!("a hand-over that nobody asked for")
+        };
+        self.superseded = outcome.is_ok();
+        let result = match outcome {
+            Ok(()) => Ok(SwapReport { generation: self.epoch.next(), ..report }),
+            Err(detail) => Err(SwapError::Successor { detail }),
+        };
+        vec![Action::End(result)]
+    }
+
     /// Gives the swap up. The running plan has not noticed it.
     fn fail(&mut self, error: SwapError) -> Vec<Action> {
         let (late, warming) = match &self.phase {
@@ -386,7 +458,8 @@ impl Swap {
         self.installed.retain(|i| !on_it(i));
         match &mut self.phase {
             // The round boundary is certain to come: the loss belongs to whichever plan runs then.
-            Phase::Steady | Phase::CuttingOver(_) => Vec::new(),
+            // The successor has units of its own, and whoever is superseded still needs all of his.
+            Phase::Steady | Phase::CuttingOver(_) | Phase::HandingOver(_) => Vec::new(),
             Phase::Evicting { left, .. } => {
                 left.retain(|i| !on_it(i));
                 self.proceed()
@@ -401,7 +474,9 @@ impl Swap {
         let running = self.running.installed();
         let beside = self.installed.difference(&running);
         match &self.phase {
-            Phase::Steady => assert_eq!(beside.count(), 0, "a stage of no plan is installed"),
+            Phase::Steady | Phase::HandingOver(_) => {
+                assert_eq!(beside.count(), 0, "a stage of no plan is installed");
+            }
             Phase::Installing { to, left } => {
                 let new = to.plan.installed();
                 assert!(beside.into_iter().all(|i| new.contains(i)), "a stage of no plan");

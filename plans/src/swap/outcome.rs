@@ -147,6 +147,12 @@ pub enum SwapError {
         /// What the unit said.
         detail: String,
     },
+    /// The engine with the new target did not start.
+    #[error("the new target was not started: {detail}")]
+    Successor {
+        /// What went wrong.
+        detail: String,
+    },
     /// The new caches could not be filled.
     #[error("the caches of the new plan could not be filled: {detail}")]
     Warming {
@@ -176,7 +182,10 @@ impl SwapError {
             | Self::Memory { .. }
             | Self::NoEarlier
             | Self::Ended => true,
-            Self::Install { .. } | Self::Warming { .. } | Self::UnitLost { .. } => false,
+            Self::Install { .. }
+            | Self::Successor { .. }
+            | Self::Warming { .. }
+            | Self::UnitLost { .. } => false,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The machine and the models that the tests of this crate plan for.
 
 use outrider_plans::{
-    Adapter, AdapterKind, CacheLimits, HeadWeights, Machine, ModelShape, PlanContext,
+    Adapter, AdapterKind, CacheFormat, CacheLimits, HeadWeights, Machine, ModelShape, PlanContext,
 };
 
 /// A model of `layers` blocks of 1 MiB each, 4 MiB of tied embedding, 512 bytes of cache per position and block.
@@ -29,6 +29,6 @@ pub(crate) fn two_cores() -> PlanContext {
         machine,
         target: model(8),
         draft: Some(model(3)),
-        caches: CacheLimits { sequences_max: 4, positions_max: 512 },
+        caches: CacheLimits { sequences_max: 4, positions_max: 512, format: CacheFormat::F16 },
     }
 }

@@ -8,11 +8,11 @@ use std::io::BufWriter;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use outrider_devices::Subgraph;
 use outrider_devices::cpu::measure::{Bench, HeadRows, Pass, PassTime, read_bandwidth};
 use outrider_devices::cpu::{CpuDevice, CpuOptions};
 use outrider_devices::graph::{LlamaShape, WeightFormat};
 use outrider_devices::synthetic;
+use outrider_devices::{CacheFormat, Subgraph};
 use outrider_pipeline::ModelSource;
 use outrider_plans::ModelRole;
 use serde::Serialize;
@@ -52,6 +52,9 @@ pub(super) struct KernelsArguments {
     /// Positions cached before these rows.
     #[arg(long, value_name = "N", default_value_t = 64)]
     context: usize,
+    /// How keys and values are cached: f16 or q8.
+    #[arg(long, value_name = "FORMAT", default_value = "f16")]
+    cache: CacheWord,
     /// Rows of a prompt; 0 times none.
     #[arg(long, value_name = "N", default_value_t = 256)]
     prompt: usize,
@@ -121,6 +124,24 @@ impl Format {
             Format::F16 => WeightFormat::F16,
             Format::Bf16 => WeightFormat::BF16,
             Format::F32 => WeightFormat::F32,
+        }
+    }
+}
+
+/// Formats of caches.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum CacheWord {
+    #[value(name = "f16")]
+    F16,
+    #[value(name = "q8", alias = "q8_0")]
+    Q8,
+}
+
+impl CacheWord {
+    fn format(self) -> CacheFormat {
+        match self {
+            CacheWord::F16 => CacheFormat::F16,
+            CacheWord::Q8 => CacheFormat::Q8,
         }
     }
 }
@@ -219,7 +240,8 @@ fn measure(
         arguments.rows.iter().map(|&rows| Pass { rows, head: HeadRows::All, context }).collect();
     let prompt = Pass { rows: arguments.prompt, head: HeadRows::Last, context: 0 };
     let prompt: Vec<_> = (prompt.rows > 0).then_some(prompt).into_iter().collect();
-    let mut bench = Bench::new(device, model, &[rows.as_slice(), &prompt].concat())?;
+    let passes = [rows.as_slice(), &prompt].concat();
+    let mut bench = Bench::new(device, model, (&passes, arguments.cache.format()))?;
     let mut times = bench.times(&rows, arguments.runs)?;
     times.extend(bench.times(&prompt, arguments.runs.div_ceil(ROUNDS_PER_PROMPT))?);
     let memory = bench.memory();

@@ -1,4 +1,4 @@
-//! Attention of up to four queries over one head of one sequence's cache.
+//! Attention of up to four queries over one head of one sequence's cache, whatever the cache's format.
 //!
 //! Keys lie in groups of 16 positions, so that one vector holds one element of 16 keys and a score needs no sum across
 //! lanes; values lie position by position. *Invariant:* a query's result depends on its own length and the cache below
@@ -11,19 +11,30 @@ use super::lanes::{LANES, Lanes};
 pub(crate) const QUERIES: usize = 4;
 
 /// One key/value head of a layer's cache of one sequence.
-#[derive(Clone, Copy)]
-pub(crate) struct CachedHead<'a> {
-    /// Keys as `positions / 16 x head_dim x 16` halves.
-    pub(crate) keys: &'a [u16],
-    /// Values as `positions x head_dim` halves.
-    pub(crate) values: &'a [u16],
+pub(crate) trait CachedHead: Copy {
     /// Elements of a head, a multiple of 16.
-    pub(crate) head_dim: usize,
+    fn dim(&self) -> usize;
+
+    /// The products of the queries with the 16 keys of a group.
+    fn products<L: Lanes, const Q: usize>(
+        &self,
+        l: L,
+        group: usize,
+        queries: &[&[f32]; Q],
+    ) -> [L::F; Q];
+
+    /// Elements `first..first + 16` of the sum of the values, weighted for each query by its row up to its length.
+    fn weighted<L: Lanes, const Q: usize>(
+        &self,
+        l: L,
+        first: usize,
+        weights: (&[&mut [f32]; Q], &[usize; Q]),
+    ) -> [L::F; Q];
 }
 
 /// Queries that share a head of the cache.
 pub(crate) struct Queries<'a> {
-    /// Each `head_dim` long; at most [`QUERIES`] of them count.
+    /// Each `dim` long; at most [`QUERIES`] of them count.
     pub(crate) vectors: [&'a [f32]; QUERIES],
     /// Positions that each attends to, at least 1.
     pub(crate) lengths: [usize; QUERIES],
@@ -33,29 +44,29 @@ pub(crate) struct Queries<'a> {
     pub(crate) scale: f32,
 }
 
-/// Writes the attended values, `head_dim` for each query. `scores` has room for [`QUERIES`] times the greatest length
+/// Writes the attended values, `dim` for each query. `scores` has room for [`QUERIES`] times the greatest length
 /// rounded up to 16.
 #[inline(always)]
-pub(crate) fn attend<L: Lanes>(
+pub(crate) fn attend<L: Lanes, H: CachedHead>(
     l: L,
-    head: &CachedHead<'_>,
+    head: &H,
     queries: &Queries<'_>,
     scores: &mut [f32],
     out: &mut [f32],
 ) {
     match queries.count {
-        1 => attend_n::<L, 1>(l, head, queries, scores, out),
-        2 => attend_n::<L, 2>(l, head, queries, scores, out),
-        3 => attend_n::<L, 3>(l, head, queries, scores, out),
-        4 => attend_n::<L, 4>(l, head, queries, scores, out),
+        1 => attend_n::<L, H, 1>(l, head, queries, scores, out),
+        2 => attend_n::<L, H, 2>(l, head, queries, scores, out),
+        3 => attend_n::<L, H, 3>(l, head, queries, scores, out),
+        4 => attend_n::<L, H, 4>(l, head, queries, scores, out),
         n => panic!("{n} queries in one call"),
     }
 }
 
 #[inline(always)]
-fn attend_n<L: Lanes, const Q: usize>(
+fn attend_n<L: Lanes, H: CachedHead, const Q: usize>(
     l: L,
-    head: &CachedHead<'_>,
+    head: &H,
     queries: &Queries<'_>,
     scores: &mut [f32],
     out: &mut [f32],
@@ -69,39 +80,38 @@ fn attend_n<L: Lanes, const Q: usize>(
         let (mine, others) = rest.split_at_mut(longest);
         (*row, rest) = (mine, others);
     }
-    score::<L, Q>(l, head, queries, &mut rows);
+    score::<L, H, Q>(l, head, queries, &mut rows);
     let mut inverse = [0.0; Q];
     for q in 0..Q {
         inverse[q] = 1.0 / softmax(l, rows[q], lengths[q]);
     }
-    weigh::<L, Q>(l, head, (&rows, &lengths, &inverse), out);
+    for first in (0..head.dim()).step_by(LANES) {
+        let sums = head.weighted::<L, Q>(l, first, (&rows, &lengths));
+        for q in 0..Q {
+            let out = &mut out[q * head.dim() + first..];
+            let out = out.first_chunk_mut().expect("room for the result");
+            l.store(l.mul(sums[q], l.splat(inverse[q])), out);
+        }
+    }
 }
 
 /// Scaled products of the queries with all keys, in groups of 16 positions.
 #[inline(always)]
-fn score<L: Lanes, const Q: usize>(
+fn score<L: Lanes, H: CachedHead, const Q: usize>(
     l: L,
-    head: &CachedHead<'_>,
+    head: &H,
     queries: &Queries<'_>,
     rows: &mut [&mut [f32]; Q],
 ) {
     let mut vectors: [&[f32]; Q] = [&[]; Q];
     for (q, vector) in vectors.iter_mut().enumerate() {
-        *vector = &queries.vectors[q][..head.head_dim];
+        *vector = &queries.vectors[q][..head.dim()];
     }
     let scale = l.splat(queries.scale);
-    let groups = rows[0].len() / LANES;
-    let keys = head.keys.as_chunks::<LANES>().0;
-    for (group, keys) in keys.chunks_exact(head.head_dim).take(groups).enumerate() {
-        let mut sums = [l.splat(0.0); Q];
-        for (d, key) in keys.iter().enumerate() {
-            let key = l.load_f16(key);
-            for q in 0..Q {
-                sums[q] = l.fma(key, l.splat(vectors[q][d]), sums[q]);
-            }
-        }
+    for group in 0..rows[0].len() / LANES {
+        let products = head.products::<L, Q>(l, group, &vectors);
         for q in 0..Q {
-            l.store(l.mul(sums[q], scale), &mut rows[q].as_chunks_mut::<LANES>().0[group]);
+            l.store(l.mul(products[q], scale), &mut rows[q].as_chunks_mut::<LANES>().0[group]);
         }
     }
 }
@@ -132,36 +142,4 @@ fn softmax<L: Lanes>(l: L, row: &mut [f32], length: usize) -> f32 {
         }
     }
     sum_lanes(l, l.add(sum, l.load(last)))
-}
-
-/// Sums the values by their weights, position by position; the positions that only the longer queries reach follow one
-/// query at a time.
-#[inline(always)]
-fn weigh<L: Lanes, const Q: usize>(
-    l: L,
-    head: &CachedHead<'_>,
-    (rows, lengths, inverse): (&[&mut [f32]; Q], &[usize; Q], &[f32; Q]),
-    out: &mut [f32],
-) {
-    let shortest = lengths.iter().fold(usize::MAX, |a, &b| a.min(b));
-    for d in (0..head.head_dim).step_by(LANES) {
-        let mut sums = [l.splat(0.0); Q];
-        let value = |position: usize| -> &[u16; LANES] {
-            head.values[position * head.head_dim + d..].first_chunk().expect("a cached position")
-        };
-        for position in 0..shortest {
-            let v = l.load_f16(value(position));
-            for q in 0..Q {
-                sums[q] = l.fma(v, l.splat(rows[q][position]), sums[q]);
-            }
-        }
-        for q in 0..Q {
-            let mut sum = sums[q];
-            for position in shortest..lengths[q] {
-                sum = l.fma(l.load_f16(value(position)), l.splat(rows[q][position]), sum);
-            }
-            let out = out[q * head.head_dim + d..].first_chunk_mut().expect("room for the result");
-            l.store(l.mul(sum, l.splat(inverse[q])), out);
-        }
-    }
 }

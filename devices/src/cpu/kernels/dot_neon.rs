@@ -1,15 +1,16 @@
-//! The dot products of quantised tiles on aarch64, with the byte dot product or without.
+//! The dot products of quantised tiles on aarch64: with products of byte matrices, with the byte dot product, or with neither.
 //!
 //! The integers are exact either way, and the float steps are those of `portable`. *Invariant:* every pointer below
 //! stays inside its slice, by the lengths that [`checked`] asserts: a tile holds `blocks` blocks, a row of the operand
 //! `32 * blocks` bytes and `blocks` scales.
 
 use std::arch::aarch64::{
-    float32x4_t, int8x16_t, int32x4_t, vandq_u8, vcvtq_f32_s32, vcvtq_f32_u32, vdupq_n_f32,
-    vdupq_n_s32, vdupq_n_u8, vfmaq_f32, vfmsq_f32, vget_high_s8, vget_high_u16, vget_low_s8,
-    vget_low_u16, vld1_u8, vld1_u16, vld1q_s8, vld1q_u8, vmovl_u8, vmovl_u16, vmull_s8, vmulq_f32,
-    vpadalq_s16, vpaddq_s32, vreinterpretq_s8_s32, vreinterpretq_s8_u8, vshrq_n_u8, vst1q_f32,
-    vsubq_s32,
+    float32x4_t, int8x16_t, int32x4_t, vandq_u8, vcombine_s8, vcvtq_f32_s32, vcvtq_f32_u32,
+    vdupq_n_f32, vdupq_n_s32, vdupq_n_u8, vfmaq_f32, vfmsq_f32, vget_high_s8, vget_high_u16,
+    vget_low_s8, vget_low_u16, vld1_s8, vld1_u8, vld1_u16, vld1q_s8, vld1q_u8, vmovl_u8, vmovl_u16,
+    vmull_s8, vmulq_f32, vpadalq_s16, vpaddq_s32, vreinterpretq_s8_s32, vreinterpretq_s8_u8,
+    vreinterpretq_s32_s8, vreinterpretq_s32_s64, vreinterpretq_s64_s32, vshrq_n_u8, vst1q_f32,
+    vsubq_s32, vzip1q_s32, vzip1q_s64, vzip2q_s32, vzip2q_s64,
 };
 use std::arch::asm;
 
@@ -19,6 +20,13 @@ use super::{Operand, ROWS};
 
 /// Rows at a time, which is what 32 registers hold.
 const TOGETHER: usize = 4;
+
+/// With instructions that every aarch64 processor has.
+const PLAIN: u8 = 0;
+/// With the byte dot product.
+const DOT: u8 = 1;
+/// With the byte dot product, and products of matrices for pairs of rows.
+const MATRICES: u8 = 2;
 
 type Quad = [float32x4_t; 4];
 
@@ -76,6 +84,23 @@ unsafe fn sdot(sums: int32x4_t, weights: int8x16_t, x: int8x16_t) -> int32x4_t {
     out
 }
 
+/// `sums` plus the products of two rows of eight activations with two outputs' eight weights: row 0 with both outputs, then
+/// row 1.
+///
+/// # Safety
+/// The machine has the product of byte matrices.
+#[inline]
+#[target_feature(enable = "neon,i8mm")]
+unsafe fn smmla(sums: int32x4_t, x: int8x16_t, weights: int8x16_t) -> int32x4_t {
+    let mut out = sums;
+    // SAFETY: one instruction on registers, of a feature that the function demands.
+    unsafe {
+        asm!("smmla {0:v}.4s, {1:v}.16b, {2:v}.16b", inout(vreg) out, in(vreg) x, in(vreg) weights,
+            options(pure, nomem, nostack, preserves_flags));
+    }
+    out
+}
+
 /// The weights of group `group` (four inputs) of outputs `4 * quarter..`, as bytes or as nibbles.
 ///
 /// # Safety
@@ -98,19 +123,71 @@ unsafe fn group_of<const NIBBLES: bool>(
     }
 }
 
+/// The exact dot products of one block with R rows, two rows at a time; an odd row takes the byte dot product.
+///
+/// # Safety
+/// As for [`integers`]; the machine has the byte dot product and the product of byte matrices.
+#[inline(always)]
+unsafe fn by_matrices<const R: usize, const NIBBLES: bool>(
+    weights: *const u8,
+    q: &[*const i8; R],
+    block: usize,
+) -> [[int32x4_t; 4]; R] {
+    // SAFETY: 32 * block + 4 * group + 8 <= 32 * (block + 1), for groups 0, 2, 4 and 6; the rest as above.
+    unsafe {
+        let mut sums = [[vdupq_n_s32(0); 4]; R];
+        for quarter in 0..4 {
+            let mut pairs = [[vdupq_n_s32(0); 2]; TOGETHER / 2];
+            let mut odd = vdupq_n_s32(0);
+            for group in (0..BLOCK / 4).step_by(2) {
+                let first = group_of::<NIBBLES>(weights, group, quarter);
+                let second = group_of::<NIBBLES>(weights, group + 1, quarter);
+                let (a, b) = (vreinterpretq_s32_s8(first), vreinterpretq_s32_s8(second));
+                // Eight weights of one output side by side: outputs 0 and 1, and 2 and 3.
+                let low = vreinterpretq_s8_s32(vzip1q_s32(a, b));
+                let high = vreinterpretq_s8_s32(vzip2q_s32(a, b));
+                let at = block * BLOCK + group * 4;
+                for pair in 0..R / 2 {
+                    let x =
+                        vcombine_s8(vld1_s8(q[2 * pair].add(at)), vld1_s8(q[2 * pair + 1].add(at)));
+                    pairs[pair][0] = smmla(pairs[pair][0], x, low);
+                    pairs[pair][1] = smmla(pairs[pair][1], x, high);
+                }
+                if R % 2 == 1 {
+                    let four = |at| vdupq_n_s32(q[R - 1].add(at).cast::<i32>().read_unaligned());
+                    odd = sdot(odd, first, vreinterpretq_s8_s32(four(at)));
+                    odd = sdot(odd, second, vreinterpretq_s8_s32(four(at + 4)));
+                }
+            }
+            for pair in 0..R / 2 {
+                let [low, high] = pairs[pair];
+                let (low, high) = (vreinterpretq_s64_s32(low), vreinterpretq_s64_s32(high));
+                sums[2 * pair][quarter] = vreinterpretq_s32_s64(vzip1q_s64(low, high));
+                sums[2 * pair + 1][quarter] = vreinterpretq_s32_s64(vzip2q_s64(low, high));
+            }
+            if R % 2 == 1 {
+                sums[R - 1][quarter] = odd;
+            }
+        }
+        sums
+    }
+}
+
 /// The exact dot products of one block with R rows.
 ///
 /// # Safety
-/// The block's bytes are readable at `weights` and 32 at each of `q`'s block; the machine has NEON, and the byte dot product
-/// if `DOT`.
+/// The block's bytes are readable at `weights` and 32 at each of `q`'s block; the machine has NEON, and what `WITH` names.
 #[inline(always)]
-unsafe fn integers<const R: usize, const DOT: bool, const NIBBLES: bool>(
+unsafe fn integers<const R: usize, const WITH: u8, const NIBBLES: bool>(
     weights: *const u8,
     q: &[*const i8; R],
     block: usize,
 ) -> [[int32x4_t; 4]; R] {
     // SAFETY: as above.
     unsafe {
+        if WITH == MATRICES {
+            return by_matrices::<R, NIBBLES>(weights, q, block);
+        }
         let mut sums = [[vdupq_n_s32(0); 4]; R];
         for quarter in 0..4 {
             let mut halves = [[vdupq_n_s32(0); 2]; R];
@@ -119,7 +196,7 @@ unsafe fn integers<const R: usize, const DOT: bool, const NIBBLES: bool>(
                 for r in 0..R {
                     let four = q[r].add(block * BLOCK + group * 4).cast::<i32>().read_unaligned();
                     let x = vreinterpretq_s8_s32(vdupq_n_s32(four));
-                    if DOT {
+                    if WITH == DOT {
                         halves[r][0] = sdot(halves[r][0], w, x);
                     } else {
                         let low = vmull_s8(vget_low_s8(w), vget_low_s8(x));
@@ -131,7 +208,7 @@ unsafe fn integers<const R: usize, const DOT: bool, const NIBBLES: bool>(
             }
             for r in 0..R {
                 sums[r][quarter] =
-                    if DOT { halves[r][0] } else { vpaddq_s32(halves[r][0], halves[r][1]) };
+                    if WITH == DOT { halves[r][0] } else { vpaddq_s32(halves[r][0], halves[r][1]) };
             }
         }
         sums
@@ -192,7 +269,7 @@ unsafe fn store<const R: usize>(sums: &[Quad; R], out: &mut [Line]) {
 
 /// Bytes.
 #[inline(always)]
-unsafe fn q8<const R: usize, const DOT: bool>(
+unsafe fn q8<const R: usize, const WITH: u8>(
     tile: &[u8],
     x: &Operand<'_>,
     first: usize,
@@ -205,7 +282,7 @@ unsafe fn q8<const R: usize, const DOT: bool>(
         for block in 0..at.blocks {
             let scales = halves(at.head.add(block * TILE * 2));
             let weights = at.weights.add(block * BLOCK * TILE);
-            let dots = integers::<R, DOT, false>(weights, &at.q, block);
+            let dots = integers::<R, WITH, false>(weights, &at.q, block);
             for r in 0..R {
                 let xs = vdupq_n_f32(*at.scales[r].add(block));
                 for v in 0..4 {
@@ -220,7 +297,7 @@ unsafe fn q8<const R: usize, const DOT: bool>(
 
 /// Nibbles less 8.
 #[inline(always)]
-unsafe fn q4<const R: usize, const DOT: bool>(
+unsafe fn q4<const R: usize, const WITH: u8>(
     tile: &[u8],
     x: &Operand<'_>,
     first: usize,
@@ -233,7 +310,7 @@ unsafe fn q4<const R: usize, const DOT: bool>(
         for block in 0..at.blocks {
             let scales = halves(at.head.add(block * TILE * 2));
             let weights = at.weights.add(block * BLOCK * TILE / 2);
-            let dots = integers::<R, DOT, true>(weights, &at.q, block);
+            let dots = integers::<R, WITH, true>(weights, &at.q, block);
             for r in 0..R {
                 let xs = vdupq_n_f32(*at.scales[r].add(block));
                 let offset = vdupq_n_s32(8 * *at.sums[r].add(block));
@@ -250,7 +327,7 @@ unsafe fn q4<const R: usize, const DOT: bool>(
 
 /// Nibbles with scales and minima of two levels.
 #[inline(always)]
-unsafe fn q4k<const R: usize, const DOT: bool>(
+unsafe fn q4k<const R: usize, const WITH: u8>(
     tile: &[u8],
     x: &Operand<'_>,
     first: usize,
@@ -267,7 +344,7 @@ unsafe fn q4k<const R: usize, const DOT: bool>(
             let factors = factors.add(block * TILE * 2);
             let (factor, min) = (bytes_as_floats(factors), bytes_as_floats(factors.add(TILE)));
             let weights = at.weights.add(block * BLOCK * TILE / 2);
-            let dots = integers::<R, DOT, true>(weights, &at.q, block);
+            let dots = integers::<R, WITH, true>(weights, &at.q, block);
             for v in 0..4 {
                 let (scales, mins) = (vmulq_f32(d[v], factor[v]), vmulq_f32(dmin[v], min[v]));
                 for r in 0..R {
@@ -285,7 +362,7 @@ unsafe fn q4k<const R: usize, const DOT: bool>(
 
 /// An entry of the table: any number of rows of one packing with the named features.
 macro_rules! entry {
-    ($name:ident, $kernel:ident, $dot:literal, $features:literal) => {
+    ($name:ident, $kernel:ident, $with:ident, $features:literal) => {
         /// See [`super::Kernels::dot`].
         ///
         /// # Safety
@@ -302,13 +379,13 @@ macro_rules! entry {
                 let (at, out) = (first + row, &mut out[row..rows]);
                 match out.len() {
                     // SAFETY: the features are those of the caller, which is this kernel's only one.
-                    1 => unsafe { $kernel::<1, $dot>(tile, x, at, out) },
+                    1 => unsafe { $kernel::<1, $with>(tile, x, at, out) },
                     // SAFETY: as above.
-                    2 => unsafe { $kernel::<2, $dot>(tile, x, at, out) },
+                    2 => unsafe { $kernel::<2, $with>(tile, x, at, out) },
                     // SAFETY: as above.
-                    3 => unsafe { $kernel::<3, $dot>(tile, x, at, out) },
+                    3 => unsafe { $kernel::<3, $with>(tile, x, at, out) },
                     // SAFETY: as above.
-                    _ => unsafe { $kernel::<TOGETHER, $dot>(tile, x, at, out) },
+                    _ => unsafe { $kernel::<TOGETHER, $with>(tile, x, at, out) },
                 }
                 row += TOGETHER;
             }
@@ -316,9 +393,12 @@ macro_rules! entry {
     };
 }
 
-entry!(dot_q8_neon, q8, false, "neon");
-entry!(dot_q4_neon, q4, false, "neon");
-entry!(dot_q4k_neon, q4k, false, "neon");
-entry!(dot_q8_dot, q8, true, "neon,dotprod");
-entry!(dot_q4_dot, q4, true, "neon,dotprod");
-entry!(dot_q4k_dot, q4k, true, "neon,dotprod");
+entry!(dot_q8_neon, q8, PLAIN, "neon");
+entry!(dot_q4_neon, q4, PLAIN, "neon");
+entry!(dot_q4k_neon, q4k, PLAIN, "neon");
+entry!(dot_q8_dot, q8, DOT, "neon,dotprod");
+entry!(dot_q4_dot, q4, DOT, "neon,dotprod");
+entry!(dot_q4k_dot, q4k, DOT, "neon,dotprod");
+entry!(dot_q8_i8mm, q8, MATRICES, "neon,dotprod,i8mm");
+entry!(dot_q4_i8mm, q4, MATRICES, "neon,dotprod,i8mm");
+entry!(dot_q4k_i8mm, q4k, MATRICES, "neon,dotprod,i8mm");

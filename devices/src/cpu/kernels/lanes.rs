@@ -33,6 +33,8 @@ pub(crate) trait Lanes: Copy {
     fn store_f16(self, v: Self::F, out: &mut [u16; LANES]);
     /// From bfloat16; exact.
     fn load_bf16(self, x: &[u16; LANES]) -> Self::F;
+    /// From bytes; exact.
+    fn load_i8(self, x: &[i8; LANES]) -> Self::F;
     /// Asks for the weights some way ahead of `place`; a hint.
     fn fetch_ahead<T>(self, _place: &T) {}
     /// To bytes, rounding to nearest even; lanes must lie in -127..=127.
@@ -94,6 +96,10 @@ impl Lanes for Portable {
     #[inline(always)]
     fn load_bf16(self, x: &[u16; LANES]) -> Line {
         x.map(|h| bf16::from_bits(h).to_f32())
+    }
+    #[inline(always)]
+    fn load_i8(self, x: &[i8; LANES]) -> Line {
+        x.map(f32::from)
     }
     #[inline(always)]
     fn store_i8(self, v: Line, out: &mut [i8; LANES]) {

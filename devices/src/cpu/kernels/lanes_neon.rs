@@ -5,8 +5,9 @@
 
 use std::arch::aarch64::{
     float32x4_t, uint16x4_t, vabsq_f32, vaddq_f32, vaddq_s32, vbslq_f32, vcgtq_f32, vcltq_f32,
-    vcombine_s8, vcombine_s16, vcvtnq_s32_f32, vdivq_f32, vdupq_n_f32, vdupq_n_s32, vfmaq_f32,
-    vld1_u16, vld1q_f32, vmaxvq_f32, vmovl_u16, vmovn_s16, vmovn_s32, vmulq_f32,
+    vcombine_s8, vcombine_s16, vcvtnq_s32_f32, vcvtq_f32_s32, vdivq_f32, vdupq_n_f32, vdupq_n_s32,
+    vfmaq_f32, vget_high_s8, vget_high_s16, vget_low_s8, vget_low_s16, vld1_u16, vld1q_f32,
+    vld1q_s8, vmaxvq_f32, vmovl_s8, vmovl_s16, vmovl_u16, vmovn_s16, vmovn_s32, vmulq_f32,
     vreinterpretq_f32_s32, vreinterpretq_f32_u32, vreinterpretq_s32_f32, vshlq_n_s32, vshlq_n_u32,
     vst1_u16, vst1q_f32, vst1q_s8, vsubq_f32,
 };
@@ -103,6 +104,20 @@ impl Lanes for Neon {
         four!(|part: parts| {
             vreinterpretq_f32_u32(vshlq_n_u32::<16>(vmovl_u16(vld1_u16(part.as_ptr()))))
         })
+    }
+    #[inline(always)]
+    fn load_i8(self, x: &[i8; LANES]) -> Quad {
+        // SAFETY: see the file's invariant.
+        unsafe {
+            let all = vld1q_s8(x.as_ptr());
+            let (low, high) = (vmovl_s8(vget_low_s8(all)), vmovl_s8(vget_high_s8(all)));
+            [
+                vcvtq_f32_s32(vmovl_s16(vget_low_s16(low))),
+                vcvtq_f32_s32(vmovl_s16(vget_high_s16(low))),
+                vcvtq_f32_s32(vmovl_s16(vget_low_s16(high))),
+                vcvtq_f32_s32(vmovl_s16(vget_high_s16(high))),
+            ]
+        }
     }
     #[inline(always)]
     fn store_i8(self, v: Quad, out: &mut [i8; LANES]) {

@@ -5,6 +5,10 @@
 
 #[expect(clippy::needless_range_loop, reason = "rows and registers go by number")]
 mod attention;
+#[expect(clippy::needless_range_loop, reason = "rows and registers go by number")]
+mod cached_bytes;
+#[expect(clippy::needless_range_loop, reason = "rows and registers go by number")]
+mod cached_halves;
 #[cfg(target_arch = "aarch64")]
 #[expect(clippy::needless_range_loop, reason = "rows and registers go by number")]
 mod dot_neon;
@@ -24,7 +28,9 @@ mod table;
 mod tests;
 pub(crate) mod tile;
 
-pub(crate) use attention::{CachedHead, QUERIES, Queries};
+pub(crate) use attention::{QUERIES, Queries};
+pub(crate) use cached_bytes::ByteHead;
+pub(crate) use cached_halves::HalfHead;
 pub(crate) use table::Kernels;
 
 /// Asks for the memory some way ahead of `place`, as the kernels do for their weights; a hint.

@@ -3,7 +3,9 @@
 //! *Invariant:* [`Kernels::of`] is the only constructor, and asks the machine first. That is the proof of every call
 //! through the table.
 
-use super::attention::{CachedHead, Queries};
+use super::attention::Queries;
+use super::cached_bytes::ByteHead;
+use super::cached_halves::HalfHead;
 use super::lanes::Line;
 use super::tile::Packing;
 use super::{Operand, ROWS, portable};
@@ -26,7 +28,9 @@ pub(crate) struct Kernels {
     quantise: Quantise,
     swiglu: unsafe fn(&[Line], &mut [Line]),
     narrow: unsafe fn(&Line, &mut [u16; 16]),
-    attend: unsafe fn(&CachedHead<'_>, &Queries<'_>, &mut [f32], &mut [f32]),
+    narrow_to_bytes: unsafe fn(&Line, &mut [i8; 16]) -> u16,
+    attend_halves: unsafe fn(&HalfHead<'_>, &Queries<'_>, &mut [f32], &mut [f32]),
+    attend_bytes: unsafe fn(&ByteHead<'_>, &Queries<'_>, &mut [f32], &mut [f32]),
 }
 
 impl Kernels {
@@ -47,6 +51,8 @@ impl Kernels {
             Isa::Neon => Some(&NEON),
             #[cfg(target_arch = "aarch64")]
             Isa::NeonDot => Some(&NEON_DOT),
+            #[cfg(target_arch = "aarch64")]
+            Isa::NeonI8mm => Some(&NEON_I8MM),
             _ => None,
         }
     }
@@ -101,16 +107,34 @@ impl Kernels {
         unsafe { (self.narrow)(x, out) }
     }
 
+    /// See [`super::cached_bytes::narrow_to_bytes`].
+    pub(crate) fn narrow_to_bytes(&self, x: &Line, out: &mut [i8; 16]) -> u16 {
+        // SAFETY: as in `dot`.
+        unsafe { (self.narrow_to_bytes)(x, out) }
+    }
+
     /// See [`super::attention::attend`].
-    pub(crate) fn attend(
+    pub(crate) fn attend_halves(
         &self,
-        head: &CachedHead<'_>,
+        head: &HalfHead<'_>,
         queries: &Queries<'_>,
         scores: &mut [f32],
         out: &mut [f32],
     ) {
         // SAFETY: as in `dot`.
-        unsafe { (self.attend)(head, queries, scores, out) }
+        unsafe { (self.attend_halves)(head, queries, scores, out) }
+    }
+
+    /// See [`super::attention::attend`].
+    pub(crate) fn attend_bytes(
+        &self,
+        head: &ByteHead<'_>,
+        queries: &Queries<'_>,
+        scores: &mut [f32],
+        out: &mut [f32],
+    ) {
+        // SAFETY: as in `dot`.
+        unsafe { (self.attend_bytes)(head, queries, scores, out) }
     }
 }
 
@@ -124,7 +148,9 @@ macro_rules! over_lanes {
             #[cfg(target_arch = "aarch64")]
             #[allow(unused_imports, reason = "each instance names the lanes of its own target")]
             use crate::cpu::kernels::lanes_neon;
-            use crate::cpu::kernels::attention::{self, CachedHead, Queries};
+            use crate::cpu::kernels::attention::{self, Queries};
+            use crate::cpu::kernels::cached_bytes::{self, ByteHead};
+            use crate::cpu::kernels::cached_halves::HalfHead;
             use crate::cpu::kernels::lanes::{Lanes, Line};
             use crate::cpu::kernels::{Operand, ROWS, float, float_dot};
 
@@ -160,8 +186,23 @@ macro_rules! over_lanes {
             }
 
             $(#[$attribute])*
-            pub(super) unsafe fn attend(
-                head: &CachedHead<'_>,
+            pub(super) unsafe fn narrow_to_bytes(x: &Line, out: &mut [i8; 16]) -> u16 {
+                cached_bytes::narrow_to_bytes($lanes, x, out)
+            }
+
+            $(#[$attribute])*
+            pub(super) unsafe fn attend_halves(
+                head: &HalfHead<'_>,
+                queries: &Queries<'_>,
+                scores: &mut [f32],
+                out: &mut [f32],
+            ) {
+                attention::attend($lanes, head, queries, scores, out)
+            }
+
+            $(#[$attribute])*
+            pub(super) unsafe fn attend_bytes(
+                head: &ByteHead<'_>,
                 queries: &Queries<'_>,
                 scores: &mut [f32],
                 out: &mut [f32],
@@ -217,7 +258,9 @@ macro_rules! table {
             quantise: $module::quantise,
             swiglu: $module::swiglu,
             narrow: $module::narrow,
-            attend: $module::attend,
+            narrow_to_bytes: $module::narrow_to_bytes,
+            attend_halves: $module::attend_halves,
+            attend_bytes: $module::attend_bytes,
         }
     };
 }
@@ -294,7 +337,14 @@ mod arm {
         dot_neon::dot_q4_dot,
         dot_neon::dot_q4k_dot
     );
+    pub(super) const NEON_I8MM: Kernels = table!(
+        Isa::NeonI8mm,
+        neon,
+        dot_neon::dot_q8_i8mm,
+        dot_neon::dot_q4_i8mm,
+        dot_neon::dot_q4k_i8mm
+    );
 }
 
 #[cfg(target_arch = "aarch64")]
-use arm::{NEON, NEON_DOT};
+use arm::{NEON, NEON_DOT, NEON_I8MM};

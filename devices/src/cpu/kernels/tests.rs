@@ -2,7 +2,7 @@
 
 use super::lanes::{LANES, Line};
 use super::tile::{BLOCK, Packing, SUPER, TILE};
-use super::{CachedHead, Kernels, Operand, QUERIES, Queries, ROWS};
+use super::{ByteHead, HalfHead, Kernels, Operand, QUERIES, Queries, ROWS};
 use crate::cpu::Isa;
 
 /// SplitMix64.
@@ -235,69 +235,145 @@ fn swiglu_is_near_the_exact_function() {
     }
 }
 
-/// One head's cache as plain floats: keys and values by position.
-fn plain_cache(cache: &CachedHead<'_>, position: usize) -> (Vec<f32>, Vec<f32>) {
-    let dim = cache.head_dim;
-    let float = |bits: u16| half::f16::from_bits(bits).to_f32();
-    let key = |d: usize| cache.keys[position / LANES * LANES * dim + d * LANES + position % LANES];
-    let keys = (0..dim).map(|d| float(key(d))).collect();
-    let values = cache.values[position * dim..][..dim].iter().map(|&v| float(v)).collect();
-    (keys, values)
+/// A head's cache in some format, and the numbers that it stands for.
+struct Cached {
+    dim: usize,
+    /// `positions x dim`.
+    keys: Vec<f32>,
+    values: Vec<f32>,
+    attend: Box<dyn Fn(&Kernels, &Queries<'_>, &mut [f32], &mut [f32])>,
 }
 
-fn plain_attention(cache: &CachedHead<'_>, query: &[f32], length: usize, scale: f32) -> Vec<f64> {
-    let rows: Vec<_> = (0..length).map(|p| plain_cache(cache, p)).collect();
+/// The place of an element of a position's key.
+fn key_place(dim: usize, (position, element): (usize, usize)) -> usize {
+    (position / LANES * dim + element) * LANES + position % LANES
+}
+
+fn of_halves(noise: &mut Noise, positions: usize, dim: usize) -> Cached {
+    let (keys, values) = (noise.halves(positions * dim), noise.halves(positions * dim));
+    let float = |bits: u16| half::f16::from_bits(bits).to_f32();
+    let places = (0..positions).flat_map(|p| (0..dim).map(move |d| key_place(dim, (p, d))));
+    Cached {
+        dim,
+        keys: places.map(|place| float(keys[place])).collect(),
+        values: values.iter().map(|&v| float(v)).collect(),
+        attend: Box::new(move |kernels, queries, scores, out| {
+            let head = HalfHead { keys: &keys, values: &values, dim };
+            kernels.attend_halves(&head, queries, scores, out);
+        }),
+    }
+}
+
+fn of_bytes(noise: &mut Noise, positions: usize, dim: usize) -> Cached {
+    let mut bytes = || -> Vec<i8> {
+        noise.bytes(positions * dim).into_iter().map(|b| (b as i8).max(-127)).collect()
+    };
+    let (keys, values) = (bytes(), bytes());
+    let mut scales = || -> Vec<u16> {
+        let scales = (0..positions * dim / LANES).map(|_| noise.uniform() / 127.0);
+        scales.map(|s| half::f16::from_f32(s.abs()).to_bits()).collect()
+    };
+    let (key_scales, value_scales) = (scales(), scales());
+    let places = (0..positions).flat_map(|p| (0..dim).map(move |d| (p, d)));
+    let scale = |scales: &[u16], (p, d): (usize, usize)| {
+        half::f16::from_bits(scales[d / LANES * positions + p]).to_f32()
+    };
+    let key = |at| f32::from(keys[key_place(dim, at)]) * scale(&key_scales, at);
+    let value =
+        |at: (usize, usize)| f32::from(values[at.0 * dim + at.1]) * scale(&value_scales, at);
+    Cached {
+        dim,
+        keys: places.clone().map(key).collect(),
+        values: places.map(value).collect(),
+        attend: Box::new(move |kernels, queries, scores, out| {
+            let (key_scales, value_scales) = (&key_scales, &value_scales);
+            let head = ByteHead { keys: &keys, key_scales, values: &values, value_scales, dim };
+            kernels.attend_bytes(&head, queries, scores, out);
+        }),
+    }
+}
+
+fn plain_attention(cache: &Cached, query: &[f32], length: usize, scale: f32) -> Vec<f64> {
+    let dim = cache.dim;
     let dot = |key: &[f32]| -> f64 {
         key.iter().zip(query).map(|(k, q)| f64::from(*k) * f64::from(*q)).sum()
     };
-    let scores: Vec<f64> = rows.iter().map(|(k, _)| dot(k) * f64::from(scale)).collect();
+    let scores: Vec<f64> =
+        cache.keys.chunks(dim).take(length).map(|k| dot(k) * f64::from(scale)).collect();
     let greatest = scores.iter().copied().fold(f64::MIN, f64::max);
     let weights: Vec<f64> = scores.iter().map(|s| (s - greatest).exp()).collect();
     let sum: f64 = weights.iter().sum();
-    (0..cache.head_dim)
-        .map(|d| {
-            rows.iter().zip(&weights).map(|((_, v), w)| w * f64::from(v[d])).sum::<f64>() / sum
-        })
-        .collect()
+    let rows = || cache.values.chunks(dim).zip(&weights);
+    (0..dim).map(|d| rows().map(|(v, w)| w * f64::from(v[d])).sum::<f64>() / sum).collect()
 }
 
 #[test]
 fn attention_has_the_portable_bits_for_any_company_and_is_near_the_plain_formula() {
     let mut noise = Noise(4);
     let (dim, positions) = (32, 64);
-    let keys = noise.halves(positions * dim);
-    let values = noise.halves(positions * dim);
-    let cache = CachedHead { keys: &keys, values: &values, head_dim: dim };
+    let caches = [of_halves(&mut noise, positions, dim), of_bytes(&mut noise, positions, dim)];
     let queries = noise.floats(QUERIES * dim);
     let scale = 0.3;
-    for kernels in Isa::available().into_iter().filter_map(Kernels::of) {
-        for length in [1, 2, 15, 16, 17, 40, 61] {
-            for count in 1..=QUERIES {
-                let mut ask =
-                    Queries { vectors: [&[]; QUERIES], lengths: [0; QUERIES], count, scale };
-                for i in 0..count {
-                    ask.vectors[i] = &queries[i * dim..][..dim];
-                    ask.lengths[i] = length + i;
+    let portable = Kernels::of(Isa::Portable).expect("every machine has it");
+    for (cache, kernels) in caches
+        .iter()
+        .flat_map(|cache| Isa::available().into_iter().map(move |isa| (cache, Kernels::of(isa))))
+    {
+        let kernels = kernels.expect("it is available");
+        for (length, count) in [1, 2, 15, 16, 17, 40, 61]
+            .into_iter()
+            .flat_map(|length| (1..=QUERIES).map(move |count| (length, count)))
+        {
+            let mut ask = Queries { vectors: [&[]; QUERIES], lengths: [0; QUERIES], count, scale };
+            for i in 0..count {
+                ask.vectors[i] = &queries[i * dim..][..dim];
+                ask.lengths[i] = length + i;
+            }
+            let (mut scores, mut out) = (vec![0.0; QUERIES * 64], vec![0.0; QUERIES * dim]);
+            (cache.attend)(kernels, &ask, &mut scores, &mut out);
+            for i in 0..count {
+                let alone = Queries {
+                    vectors: [ask.vectors[i]; QUERIES],
+                    lengths: [length + i; QUERIES],
+                    count: 1,
+                    scale,
+                };
+                let mut expected = vec![0.0; QUERIES * dim];
+                (cache.attend)(portable, &alone, &mut scores, &mut expected);
+                let found = &out[i * dim..][..dim];
+                assert_eq!(bits(found), bits(&expected[..dim]), "{} {length}", kernels.isa());
+                let exact = plain_attention(cache, ask.vectors[i], length + i, scale);
+                for (x, exact) in found.iter().zip(exact) {
+                    assert!((f64::from(*x) - exact).abs() < 1e-5, "{x} against {exact}");
                 }
-                let (mut scores, mut out) = (vec![0.0; QUERIES * 64], vec![0.0; QUERIES * dim]);
-                kernels.attend(&cache, &ask, &mut scores, &mut out);
-                for i in 0..count {
-                    let alone = Queries {
-                        vectors: [ask.vectors[i]; QUERIES],
-                        lengths: [length + i; QUERIES],
-                        count: 1,
-                        scale,
-                    };
-                    let portable = Kernels::of(Isa::Portable).expect("every machine has it");
-                    let mut expected = vec![0.0; QUERIES * dim];
-                    portable.attend(&cache, &alone, &mut scores, &mut expected);
-                    let found = &out[i * dim..][..dim];
-                    assert_eq!(bits(found), bits(&expected[..dim]), "{} {length}", kernels.isa());
-                    let exact = plain_attention(&cache, ask.vectors[i], length + i, scale);
-                    for (x, exact) in found.iter().zip(exact) {
-                        assert!((f64::from(*x) - exact).abs() < 1e-5, "{x} against {exact}");
-                    }
-                }
+            }
+        }
+    }
+}
+
+#[test]
+fn bytes_of_the_cache_have_the_portable_bits_and_stand_for_their_numbers() {
+    let mut noise = Noise(5);
+    let portable = Kernels::of(Isa::Portable).expect("every machine has it");
+    let greatest = [0.0, 1e-38, 1e-7, 3e-6, 1e-4, 1.0, 300.0, 1e7, 1e30];
+    for (kernels, greatest) in Isa::available()
+        .into_iter()
+        .filter_map(Kernels::of)
+        .flat_map(|kernels| greatest.map(|greatest| (kernels, greatest)))
+    {
+        let x: Line = std::array::from_fn(|_| noise.uniform() * greatest);
+        let narrow = |kernels: &Kernels| {
+            let mut bytes = [0; LANES];
+            (kernels.narrow_to_bytes(&x, &mut bytes), bytes)
+        };
+        let (scale, bytes) = narrow(kernels);
+        assert_eq!((scale, bytes), narrow(portable), "{} {greatest}", kernels.isa());
+        let step = half::f16::from_bits(scale).to_f32();
+        assert!(step.is_finite(), "the scale of {x:?}");
+        if (1e-3..1e6).contains(&greatest) {
+            for (x, byte) in x.iter().zip(bytes) {
+                let error = (x - f32::from(byte) * step).abs();
+                assert!(error <= 0.51 * step, "{x} became {byte} steps of {step}");
             }
         }
     }

@@ -1,0 +1,99 @@
+//! A unit of real cores that is lost when a test says so, in a service that runs as a process of its own.
+//!
+//! *Invariant:* until it is told, and after it was rebuilt, it is a CPU unit like any other.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use outrider::cli::OwnUnits;
+use outrider_devices::cpu::{CpuDevice, CpuOptions};
+use outrider_devices::{
+    Activations, Batch, Device, DeviceDescriptor, DeviceError, DraftBatch, Executable, MemoryUse,
+    Output, Pick, SequenceId, SlotLimits, Subgraph,
+};
+use outrider_plans::UnitId;
+
+/// The unit's name in plans.
+pub const FRAIL: &str = "frail";
+/// Variable with the file that breaks the unit: the unit takes the file away, and is lost.
+pub const FILE: &str = "OUTRIDER_FRAIL_FILE";
+/// Variable with the unit's cores, separated by commas.
+pub const CORES: &str = "OUTRIDER_FRAIL_CORES";
+
+/// The frail unit, if the environment asks for one.
+///
+/// Panics if its cores are not numbers.
+pub fn units_from_environment() -> OwnUnits {
+    let Some(file) = std::env::var_os(FILE).map(PathBuf::from) else { return OwnUnits::new() };
+    let cores = std::env::var(CORES).unwrap_or_else(|_| "0".into());
+    let cores: Vec<usize> =
+        cores.split(',').map(|core| core.parse().expect("a core's number")).collect();
+    let factory = move || {
+        let options = CpuOptions { cores: cores.clone(), ..CpuOptions::default() };
+        let whole = CpuDevice::new(options)?;
+        Ok(Box::new(Frail { whole, file: file.clone() }) as Box<dyn Device>)
+    };
+    OwnUnits::from([(UnitId::new(FRAIL), Arc::new(factory) as _)])
+}
+
+struct Frail {
+    whole: CpuDevice,
+    file: PathBuf,
+}
+
+struct FrailStage {
+    whole: Box<dyn Executable>,
+    file: PathBuf,
+}
+
+impl Device for Frail {
+    fn descriptor(&self) -> DeviceDescriptor {
+        self.whole.descriptor()
+    }
+
+    fn prepare(
+        &mut self,
+        subgraph: &Subgraph,
+        limits: SlotLimits,
+    ) -> Result<Box<dyn Executable>, DeviceError> {
+        let whole = self.whole.prepare(subgraph, limits)?;
+        Ok(Box::new(FrailStage { whole, file: self.file.clone() }))
+    }
+}
+
+impl FrailStage {
+    /// One stage takes the file away, and its unit goes with it.
+    fn stands(&self) -> Result<(), DeviceError> {
+        match std::fs::remove_file(&self.file) {
+            Ok(()) => Err(DeviceError::Lost {
+                device: FRAIL.into(),
+                detail: format!("{} was there", self.file.display()),
+            }),
+            Err(_) => Ok(()),
+        }
+    }
+}
+
+impl Executable for FrailStage {
+    fn run(&mut self, batch: &Batch, input: Option<Activations>) -> Result<Output, DeviceError> {
+        self.stands()?;
+        self.whole.run(batch, input)
+    }
+
+    fn draft(&mut self, batch: &DraftBatch) -> Result<Vec<Vec<Pick>>, DeviceError> {
+        self.stands()?;
+        self.whole.draft(batch)
+    }
+
+    fn cached(&self, sequence: SequenceId) -> u32 {
+        self.whole.cached(sequence)
+    }
+
+    fn release(&mut self, sequence: SequenceId) {
+        self.whole.release(sequence);
+    }
+
+    fn memory(&self) -> MemoryUse {
+        self.whole.memory()
+    }
+}
