@@ -80,8 +80,14 @@ async fn compare(arguments: &BenchArguments) -> Result<Report, CliError> {
     let registry = Arc::new(Registry::new(build_info()));
     let options = EngineOptions::new(pair.clone(), plan.clone(), limits, registry);
     let engine = Engine::start(EngineOptions { guarding: Guarding::Off, ..options }).await?;
-    let writer =
-        Contender { plan, plain: 0, engine, runs: Vec::new(), texts: Vec::new(), identical: true };
+    let writer = Contender {
+        plan,
+        plain: 0,
+        engine,
+        crowds: Vec::new(),
+        texts: Vec::new(),
+        identical: true,
+    };
 
     let layers = pair.target.config().shape.layers;
     let whole =
