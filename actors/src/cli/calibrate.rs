@@ -100,7 +100,11 @@ pub(super) fn run(arguments: CalibrateArguments) -> Result<(), CliError> {
         let path = arguments.selection.place.path(&taken.fingerprint)?;
         calibrate::save(&path, &taken)?;
         let summary = Summary::of(&taken, path);
-        if arguments.json { print_json(&summary) } else { Ok(summary.print()) }
+        if arguments.json {
+            return print_json(&summary);
+        }
+        summary.print();
+        Ok(())
     })
 }
 
