@@ -3,7 +3,9 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 mod api;
+mod boards;
 mod browser;
+mod calibration;
 mod clients;
 mod command_line;
 mod complaints;
@@ -11,11 +13,14 @@ mod conformance;
 mod equivalence;
 mod gpu;
 mod gpu_faults;
+mod gpu_work;
 mod monitoring;
 mod operations;
 mod page;
 mod peers;
+mod planner;
 mod process;
+mod resident;
 mod service;
 mod simulation;
 mod simulation_actors;

@@ -8,6 +8,8 @@
 
 mod adapter;
 mod autotune;
+mod between;
+mod builder;
 mod context;
 mod device;
 mod executable;
@@ -22,6 +24,7 @@ mod rehearsal;
 mod stage;
 mod state;
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests;
 mod tuning;
 mod weights;
