@@ -540,8 +540,11 @@ impl Handler<Reroute> for Coordinator {
 
     fn handle(&mut self, message: Reroute, context: &mut Self::Context) {
         let Reroute { target, draft, rebuilt } = message;
-        self.target = self.new_route((ModelRole::Target, self.epoch), target, context);
-        self.draft = self.new_route((ModelRole::Draft, self.epoch), draft, context);
+        // A route that nothing was lost on keeps its number: a round that is under way is answered with it.
+        let epoch = |role| self.route(role).map_or(self.epoch, |route| route.epoch);
+        let epochs = (epoch(ModelRole::Target), epoch(ModelRole::Draft));
+        self.target = self.new_route((ModelRole::Target, epochs.0), target, context);
+        self.draft = self.new_route((ModelRole::Draft, epochs.1), draft, context);
         for role in rebuilt {
             info!(%role, "rebuilding its caches from tokens");
             self.suspend(role);

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use actix::prelude::{Actor, Addr, Arbiter, ArbiterHandle};
 use outrider_devices::{SequenceId, SlotLimits};
@@ -197,6 +197,8 @@ pub struct Standing {
     pub epoch: PlanEpoch,
     /// Why that runs.
     pub reason: Reason,
+    /// When it was wanted.
+    pub proposed: Instant,
     /// What ran before.
     pub history: VecDeque<HistoryEntry>,
     /// The service's models; `None` makes a library of the pair.
@@ -212,6 +214,7 @@ impl Default for Standing {
         Self {
             epoch: PlanEpoch(1),
             reason: Reason::Start,
+            proposed: Instant::now(),
             history: VecDeque::new(),
             library: None,
             successor: None,
@@ -293,7 +296,8 @@ impl Engine {
         let EngineOptions { pair, mut plan, limits, registry, factories, restart, .. } = options;
         let EngineOptions { context, memory_free, workplace, home, timings, guarding, .. } =
             options;
-        let Standing { epoch, reason, history, library, successor, predecessor } = options.standing;
+        let Standing { epoch, reason, proposed, history, library, successor, predecessor } =
+            options.standing;
         let library = library.unwrap_or_else(|| Library::new(pair));
         plan.models = library.names(&plan.models, &Models::default());
         let pair = library.pair(&plan.models)?;
@@ -329,7 +333,7 @@ impl Engine {
             let coordinator = Coordinator::new(scheduler, requests, metrics);
             // Apart from those of an engine before, so that a name means one request.
             let coordinator = coordinator.numbering_from((epoch.0 - 1) << 32).start();
-            let opening = Opening { plan, epoch, reason };
+            let opening = Opening { plan, epoch, reason, proposed };
             let supervisor =
                 Supervisor::start(opening, blueprint, coordinator.clone(), changed).await;
             // If the receiver is gone, so is the engine that wanted these.

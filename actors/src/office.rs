@@ -14,7 +14,7 @@ use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use outrider_plans::{Forecast, PartitionPlan, PlanEpoch, Reason};
 use tokio::sync::watch;
@@ -37,6 +37,8 @@ pub struct Succession {
     pub epoch: PlanEpoch,
     /// Why it is to run.
     pub reason: Reason,
+    /// When it was proposed.
+    pub proposed: Instant,
     /// What ran before.
     pub history: VecDeque<HistoryEntry>,
 }
@@ -117,10 +119,11 @@ impl Office {
         succession: Succession,
     ) -> Result<(), EngineError> {
         let before = self.engine();
-        let Succession { plan, epoch, reason, history } = succession;
+        let Succession { plan, epoch, reason, proposed, history } = succession;
         let standing = Standing {
             epoch,
             reason,
+            proposed,
             history,
             successor: before.successor(),
             predecessor: Some(before.clone()),

@@ -1,6 +1,7 @@
 //! One suite over all devices: numbers beside the reference, and the contract of an executable to the bit.
 
-use outrider_devices::conformance::{FORMATS, Tolerance, check, check_contract};
+use outrider_devices::CacheFormat;
+use outrider_devices::conformance::{FORMATS, Tolerance, check, check_contract, check_with_cache};
 use outrider_devices::cpu::{CpuDevice, CpuOptions};
 use outrider_devices::gpu::StoredFormat;
 use outrider_devices::graph::WeightFormat;
@@ -31,6 +32,26 @@ fn the_cpu_unit_agrees_with_the_reference_in_every_format() {
 fn the_cpu_unit_keeps_the_contract_of_an_executable() {
     let mut device = CpuDevice::new(CpuOptions::default()).unwrap();
     check_contract(&mut device, WeightFormat::Q8_0).unwrap_or_else(|failure| panic!("{failure}"));
+}
+
+#[test]
+fn the_cpu_unit_with_caches_of_bytes_agrees_with_the_reference_that_has_them_too() {
+    let mut device = CpuDevice::new(CpuOptions::default()).unwrap();
+    let formats =
+        [(WeightFormat::F32, 0.05), (WeightFormat::Q8_0, 0.12), (WeightFormat::Q4_K, 0.12)];
+    let tolerance = Tolerance { formats: formats.to_vec() };
+    let report = check_with_cache(&mut device, &tolerance, CacheFormat::Q8)
+        .unwrap_or_else(|failure| panic!("{failure}"));
+    println!("{report:?}");
+}
+
+#[test]
+fn the_gpu_unit_refuses_caches_of_bytes_by_name() {
+    let Some(mut device) = crate::gpu::unit() else { return };
+    let tolerance = Tolerance { formats: vec![(WeightFormat::F32, 0.01)] };
+    let refused = check_with_cache(&mut device, &tolerance, CacheFormat::Q8).unwrap_err();
+    assert!(refused.to_string().contains("unsupported"), "{refused}");
+    assert!(refused.to_string().contains("a cache of q8: this unit keeps f16"), "{refused}");
 }
 
 /// The GPU unit's tolerance: activations are 32-bit floats, the cache holds 16-bit ones, and so do weights that are

@@ -3,7 +3,9 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 mod api;
+mod boards;
 mod browser;
+mod calibration;
 mod clients;
 mod command_line;
 mod complaints;
@@ -16,7 +18,9 @@ mod monitoring;
 mod operations;
 mod page;
 mod peers;
+mod planner;
 mod process;
+mod resident;
 mod service;
 mod simulation;
 mod simulation_actors;

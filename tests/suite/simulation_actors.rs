@@ -213,7 +213,7 @@ fn worlds() -> u64 {
 }
 
 #[test]
-#[ignore = "some worlds never end: run by hand with --ignored"]
+#[ignore = "not yet seen to pass whole: run by hand with --ignored"]
 fn two_hundred_worlds_of_real_actors_lose_nothing() {
     let swaps: u64 = play_all(("simulation_actors", worlds()), play).into_iter().sum();
     eprintln!("{} worlds, {swaps} swaps", worlds());

@@ -3,10 +3,12 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use outrider::coordinator::Coordinator;
 use outrider::engine::{Engine, EngineLimits, EngineOptions};
 use outrider::messages::{Inspect, RoundDone, RoundOutcome};
+use outrider::supervisor::RestartPolicy;
 use outrider_devices::sim::{Faults, RealDelay, SimDevice, SimOptions};
 use outrider_devices::{Device, DeviceError, Executable, SlotLimits, Subgraph};
 use outrider_observability::Registry;
@@ -212,6 +214,46 @@ async fn the_plan_before_can_be_had_back_and_history_says_why() {
     assert!(metrics.contains("outrider_plan_swaps_total{result=\"committed\"} 2"), "{metrics}");
     assert!(metrics.contains("outrider_plan_swaps_total{result=\"refused\"} 1"), "{metrics}");
     world.engine.stop();
+}
+
+#[actix::test]
+async fn a_unit_that_is_given_up_is_done_without_and_had_back_by_the_same_protocol() {
+    let calm = world(vec![], vec![]).await.unwrap();
+    let expected = answers(&calm.engine).await;
+    calm.engine.stop();
+    let dies = Faults { lost_at_run: Some(3), ..Faults::default() };
+    let (target, _) = factory(vec![dies; 2]);
+    let (draft, _) = factory(vec![]);
+    let mut options = EngineOptions::new(pair(), plan(PLAN), EngineLimits::default(), registry());
+    options.factories = BTreeMap::from([(UnitId::new("t"), target), (UnitId::new("d"), draft)]);
+    options.restart = RestartPolicy {
+        restarts_max: 1,
+        backoff: Duration::from_millis(1),
+        recover_after: Some(Duration::from_millis(100)),
+        ..RestartPolicy::default()
+    };
+    let engine = Engine::start(options).await.unwrap();
+    assert_eq!(answers(&engine).await, expected);
+    let started = Instant::now();
+    while engine.plan_view().epoch < PlanEpoch(3) {
+        assert!(started.elapsed() < Duration::from_secs(60), "{:?}", engine.plan_view());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(answers(&engine).await, expected);
+    let view = engine.plan_view();
+    assert!(view.gone.is_empty(), "{:?}", view.gone);
+    let unit = || UnitId::new("t");
+    let told: Vec<_> =
+        view.history.iter().map(|entry| (&*entry.plan.name, &entry.reason)).collect();
+    assert_eq!(
+        told,
+        [
+            ("sim", &Reason::Start),
+            ("sim-without-t", &Reason::Loss(unit())),
+            ("sim", &Reason::Recovery(unit())),
+        ]
+    );
+    engine.stop();
 }
 
 /// Text of no interest.

@@ -309,18 +309,28 @@ struct Score {
     to_or_from_gpu: usize,
 }
 
-async fn swapping(engine: &Engine, sky: &Sky, (swaps, seed): (usize, u64)) -> (Score, f64) {
+async fn swapping(
+    engine: &Engine,
+    sky: &Sky,
+    (swaps, within, seed): (usize, Duration, u64),
+) -> (Score, f64) {
+    let began = Instant::now();
     let (mut score, mut random, mut after_ten_mib) = (Score::default(), Random(seed), 0.0);
     let texts = plans();
+    // A software GPU takes seconds to compile a stage: one proposal of eight is for one.
     let gpu = crate::gpu::unit().is_some();
-    let known = if gpu { texts.len() } else { texts.len() - 3 };
-    while score.committed < swaps {
+    let on_gpu = texts.iter().filter(|text| text.contains("units.g")).count();
+    let pick = |random: &mut Random| match gpu && random.below(8) == 0 {
+        true => texts.len() - 1 - random.below(on_gpu as u64) as usize,
+        false => random.below((texts.len() - on_gpu) as u64) as usize,
+    };
+    while score.committed < swaps && began.elapsed() < within {
         let view = engine.plan_view();
         let was_on_gpu = runs_target_on_gpu(&view.plan);
         let mut asked = Vec::new();
         // Two at once: at most one may win.
         for _ in 0..2 {
-            let text = &texts[random.below(known as u64) as usize];
+            let text = &texts[pick(&mut random)];
             let plan = engine.read_plan(text, None).await.unwrap();
             if runs_target_on_gpu(&plan) {
                 // Also for streams that begin while it is on its way.
@@ -355,7 +365,7 @@ async fn swapping(engine: &Engine, sky: &Sky, (swaps, seed): (usize, u64)) -> (S
 }
 
 /// Memory after ten swaps and at the end, MiB.
-async fn storm(swaps: usize, seed: u64) -> (f64, f64) {
+async fn storm(swaps: usize, within: Duration, seed: u64) -> (f64, f64) {
     let limits = EngineLimits { context: Some(256), ..EngineLimits::default() };
     let context = limits.plan_context(&pair());
     if context.machine.cores.len() < 2 {
@@ -411,7 +421,7 @@ async fn storm(swaps: usize, seed: u64) -> (f64, f64) {
         clients.map(|(p, e)| client(&engine, (p.as_slice(), e.as_slice()), (&sky, &auditor)));
     let (_, (score, after_ten_mib)) = futures_util::future::join(
         futures_util::future::join_all(clients),
-        swapping(&engine, &sky, (swaps, seed)),
+        swapping(&engine, &sky, (swaps, within, seed)),
     )
     .await;
     let (end_mib, mut pauses) = (resident_mib(), sky.pauses.into_inner().unwrap());
@@ -432,6 +442,7 @@ async fn storm(swaps: usize, seed: u64) -> (f64, f64) {
         at(990),
         at(1000),
     );
+    assert!(score.committed > 10, "hardly a swap was done");
     let units = engine.plan().units.len() as u64;
     let started = Instant::now();
     while alive.load(Ordering::SeqCst) > units {
@@ -444,14 +455,14 @@ async fn storm(swaps: usize, seed: u64) -> (f64, f64) {
 }
 
 #[actix::test]
-#[ignore = "takes minutes: run by hand with --nocapture"]
+#[ignore = "not yet seen to pass: run by hand with --ignored --nocapture"]
 async fn a_hundred_swaps_across_devices_lose_nothing() {
-    storm(100, 3).await;
+    storm(100, Duration::from_secs(90), 3).await;
 }
 
 #[actix::test]
 #[ignore = "takes half an hour: run by hand with --nocapture"]
 async fn a_thousand_swaps_across_devices_lose_nothing() {
-    let (after_ten_mib, end_mib) = storm(1000, 4).await;
+    let (after_ten_mib, end_mib) = storm(1000, Duration::MAX, 4).await;
     assert!(end_mib < after_ten_mib * 1.25 + 64.0, "from {after_ten_mib} to {end_mib} MiB");
 }

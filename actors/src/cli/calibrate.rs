@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::{CliError, Selection, in_system, print_json};
 use crate::calibrate::{
-    self, Calibration, Fingerprint, FreshCalibration, Options, PROMPTS, Step, StoreError,
+    self, Calibration, Fingerprint, FreshCalibration, Options, PROMPTS, Step, StoreError, Trace,
 };
 use crate::engine::EngineLimits;
 use crate::pair::Pair;
@@ -59,13 +59,16 @@ pub(super) struct CalibrateArguments {
     selection: Selection,
     #[command(flatten)]
     place: CalibrationPlace,
-    /// Prompts whose answers show how often the draft is right: one a line, the text before the first tab. Default: four
-    /// dozen sentences of the shipped pair's kind.
+    /// Prompts whose answers show how often the draft is right: one a line, the text before the first tab. Default: some
+    /// sentences of the shipped pair's kind.
     #[arg(long, value_name = "FILE.tsv")]
     prompts: Option<PathBuf>,
     /// Time for measuring units by themselves, seconds; runs of the engine come on top.
-    #[arg(long, value_name = "S", default_value_t = 14)]
+    #[arg(long, value_name = "S", default_value_t = 8)]
     seconds: u64,
+    /// Write every job that is clocked to this file, one line of JSON an answer.
+    #[arg(long, value_name = "FILE.jsonl")]
+    trace: Option<PathBuf>,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -97,7 +100,8 @@ pub(super) fn run(arguments: CalibrateArguments) -> Result<(), CliError> {
         let limits = arguments.selection.limits();
         let prompts = prompts(arguments.prompts.as_ref())?;
         let budget = Duration::from_secs(arguments.seconds);
-        let taken = take(&pair, limits, (prompts, budget)).await?;
+        let trace = trace(arguments.trace.as_ref())?;
+        let taken = take(&pair, limits, (prompts, budget), trace.as_ref()).await?;
         let path = arguments.place.path(&taken.fingerprint)?;
         calibrate::save(&path, &taken)?;
         let summary = Summary::of(&taken, path);
@@ -110,13 +114,22 @@ pub(super) async fn take(
     pair: &Pair,
     limits: EngineLimits,
     (prompts, budget): (Vec<String>, Duration),
+    trace: Option<&Trace>,
 ) -> Result<Calibration, CliError> {
     let bar = Bar::default();
     let show = |step: Step<'_>| bar.show(step);
-    let options = Options { prompts, budget, progress: &show };
+    let options = Options { prompts, budget, progress: &show, trace };
     let taken = calibrate::calibrate(pair, limits, options).await;
     bar.clear();
     Ok(taken?)
+}
+
+/// A trace's file.
+pub(super) fn trace(path: Option<&PathBuf>) -> Result<Option<Trace>, CliError> {
+    let create = |path: &PathBuf| {
+        Trace::create(path).map_err(|error| format!("cannot write {}: {error}", path.display()))
+    };
+    Ok(path.map(create).transpose()?)
 }
 
 /// Prompts from a file, or the calibration's own.

@@ -148,6 +148,9 @@ pub(super) fn diff(arguments: &ApplyArguments) -> Result<(), CliError> {
     }
     let caches = &report["caches"];
     println!("caches: target {}, draft {}", word(&caches["target"]), word(&caches["draft"]));
+    if caches["target"] == "fresh" {
+        println!("new requests go to the new target; those that have begun end on the running one");
+    }
     Ok(())
 }
 

@@ -213,9 +213,8 @@ impl Handler<Rebuilt> for Supervisor {
         };
         // Another plan may have come meanwhile, with other stages for this unit or none.
         let wanted = self.swap.running().installed();
-        let mut wanted = wanted.iter().filter(|stage| stage.unit == key.unit);
-        let whole =
-            fleet.get(&key).is_some_and(|i| wanted.all(|stage| i.stages.contains_key(stage)));
+        let wanted = wanted.iter().filter(|stage| stage.unit == key.unit);
+        let whole = fleet.get(&key).is_some_and(|instance| instance.stages.keys().eq(wanted));
         if !self.is_in_use(&key) || !whole || self.fleet.get(&key).is_some() {
             fleet.retire(&self.blueprint, &key);
             self.rebuild_missing(context);

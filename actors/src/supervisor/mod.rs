@@ -102,6 +102,8 @@ pub struct Opening {
     pub epoch: PlanEpoch,
     /// Why it runs.
     pub reason: Reason,
+    /// When it was wanted.
+    pub proposed: Instant,
 }
 
 /// The actor.
@@ -136,7 +138,7 @@ impl Supervisor {
     /// Starts every unit of the plan on the current arbiter, and tells `view` what runs. Fails if a unit cannot run its
     /// stages.
     pub async fn start(
-        Opening { plan, epoch, reason }: Opening,
+        Opening { plan, epoch, reason, proposed }: Opening,
         blueprint: Blueprint,
         coordinator: Addr<Coordinator>,
         view: watch::Sender<Arc<PlanView>>,
@@ -164,7 +166,7 @@ impl Supervisor {
             let stages = plan.installed().into_iter().filter(|i| i.unit == *unit).collect();
             fleet.build(&blueprint, key, stages, down).await?;
         }
-        address.do_send(Started(fleet, reason));
+        address.do_send(Started(fleet, reason, proposed));
         Ok(address)
     }
 
@@ -203,18 +205,18 @@ impl Actor for Supervisor {
 /// Every unit of the first plan runs.
 #[derive(actix::Message)]
 #[rtype(result = "()")]
-struct Started(Fleet, Reason);
+struct Started(Fleet, Reason, Instant);
 
 impl Handler<Started> for Supervisor {
     type Result = ();
 
     fn handle(&mut self, message: Started, _: &mut Self::Context) {
-        let Started(fleet, reason) = message;
+        let Started(fleet, reason, proposed) = message;
         self.fleet = fleet;
         let plan = self.swap.running().clone();
         let draft = plan.has_draft().then_some(Caches::Empty);
         self.cut_over(&plan, self.swap.epoch(), (Caches::Empty, draft));
-        self.note(&plan, &reason, Duration::ZERO, &Ok(self.swap.epoch()));
+        self.note(&plan, &reason, proposed.elapsed(), &Ok(self.swap.epoch()));
     }
 }
 

@@ -102,9 +102,12 @@ impl Supervisor {
             let detail = "nothing but a service can have another target: start anew".to_owned();
             return context.notify(HandOverDone(Err(detail)));
         };
-        let reason = self.proposal.as_ref().map_or(Reason::Operator, |p| p.reason.clone());
+        let Some(Underway { reason, started: proposed, .. }) = &self.proposal else {
+            unreachable!("a proposal was taken up")
+        };
+        let (reason, proposed) = (reason.clone(), *proposed);
         let history = self.view.borrow().history.clone();
-        let started = successor(Succession { plan, epoch, reason, history });
+        let started = successor(Succession { plan, epoch, reason, proposed, history });
         context.spawn(started.into_actor(self).map(|started, _, context| {
             context.notify(HandOverDone(started));
         }));

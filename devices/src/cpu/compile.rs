@@ -113,6 +113,10 @@ pub(crate) fn compile(
         projection.pack(weight, layout, &mut store).map_err(|e| compiler.unreadable(&e))?;
         reclaim::file_pages(weight.bytes());
     }
+    // The system maps more than was asked for, so each matrix brought back parts of those before it.
+    for (_, weight, _) in &packs {
+        reclaim::file_pages(graph.weights[weight.0 as usize].bytes());
+    }
     let last = graph.nodes.last().expect("a stage has an op");
     let out = *last.outputs.last().expect("an op writes a value");
     let head = matches!(last.op, Op::FusedHead { .. });

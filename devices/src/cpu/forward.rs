@@ -356,17 +356,19 @@ impl<'a> Forward<'a> {
                 queries.vectors[i] = &unsafe { self.row(q, row) }[at..at + dim];
                 queries.lengths[i] = self.rows[row].position + 1;
             }
-            // SAFETY: the cache was last written before the last barrier.
             match self.shape.format {
-                CacheFormat::F16 => unsafe {
-                    let (keys, values) = (cache.read(keys, elements), cache.read(values, elements));
-                    let head = HalfHead { keys, values, dim };
+                CacheFormat::F16 => {
+                    // SAFETY: the cache was last written before the last barrier.
+                    let halves = |start| unsafe { cache.read(start, elements) };
+                    let head = HalfHead { keys: halves(keys), values: halves(values), dim };
                     self.kernels.attend_halves(&head, &queries, scores, attended);
-                },
-                CacheFormat::Q8 => unsafe {
-                    let scales =
-                        |start| cache.read(self.shape.scale(start, 0, 0), elements / LANES);
-                    let bytes = |start| cache.bytes().read(2 * start, elements);
+                }
+                CacheFormat::Q8 => {
+                    let count = elements / LANES;
+                    // SAFETY: as above.
+                    let scales = |at| unsafe { cache.read(self.shape.scale(at, 0, 0), count) };
+                    // SAFETY: as above.
+                    let bytes = |at| unsafe { cache.bytes().read(2 * at, elements) };
                     let head = ByteHead {
                         keys: bytes(keys),
                         key_scales: scales(keys),
@@ -375,7 +377,7 @@ impl<'a> Forward<'a> {
                         dim,
                     };
                     self.kernels.attend_bytes(&head, &queries, scores, attended);
-                },
+                }
             }
             for (i, attended) in attended.chunks_exact(dim).take(count).enumerate() {
                 let (row, at) = place(first + i);

@@ -192,6 +192,25 @@ fn the_unit_passes_the_suite_of_all_devices() {
     }
 }
 
+/// What is packed may be filled up and has its scales apart, but is hardly more than the file's.
+#[test]
+fn a_unit_holds_hardly_more_than_weights_and_caches() {
+    for format in [WeightFormat::Q8_0, WeightFormat::Q4_0, WeightFormat::Q4_K, WeightFormat::F16] {
+        let shape = synthetic::shape([3, 256, 4, 2, 768, 2048]);
+        let model = synthetic::llama(&shape, format, 5);
+        for (cache, bits) in [(CacheFormat::F16, 16), (CacheFormat::Q8, 9)] {
+            let mut executable = with_cache(cache, &model, None, 1);
+            logits(&mut *executable, vec![segment(1, 0, &[1, 2]), segment(2, 0, &[3])]);
+            let memory = executable.memory();
+            // The embedding, which is the head as well, is listed twice.
+            let weights: usize = model.weights[1..].iter().map(|w| w.bytes().len()).sum();
+            assert!(memory.weights as f64 <= 1.15 * weights as f64, "{format}: {memory:?}");
+            let elements = 2 * 2 * shape.layers * shape.kv_heads * 64 * LIMITS.positions_max;
+            assert_eq!(memory.caches, (elements * bits / 8) as u64, "two sequences of {cache}");
+        }
+    }
+}
+
 #[test]
 fn a_cache_of_bytes_takes_nine_sixteenths_and_its_text_is_another() {
     let model = synthetic::llama(&synthetic::tiny(2), WeightFormat::F32, 5);

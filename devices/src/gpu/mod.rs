@@ -24,6 +24,7 @@ mod rehearsal;
 mod stage;
 mod state;
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests;
 mod tuning;
 mod weights;

@@ -119,9 +119,9 @@ impl Tuning {
     /// Columns of a chunk of a matrix of `columns`, whole blocks: the longest allowed that leaves no lane without one, else
     /// the shortest.
     pub(super) fn chunk_of(&self, columns: usize) -> usize {
-        let sizes = [32, 16, 8].into_iter().filter(|size| *size <= self.chunk as usize);
+        let mut sizes = [32, 16, 8].into_iter().filter(|size| *size <= self.chunk as usize);
         let busy = |size: &usize| columns / size >= self.lanes as usize;
-        sizes.clone().find(busy).or(sizes.last()).expect("8 columns are always allowed")
+        sizes.clone().find(busy).or(sizes.next_back()).expect("8 columns are always allowed")
     }
 
     /// How a matrix of `columns` lies: whole blocks.

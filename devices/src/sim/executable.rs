@@ -107,10 +107,8 @@ impl SimExecutable {
         };
         assert_eq!(input.cols, cols, "{}: width of the activations", self.stage.name);
         assert_eq!(input.data.len(), cols * batch.rows(), "{}: rows", self.stage.name);
-        let layers = self
-            .stage
-            .first
-            .map_or_else(|| input.data.get(LABEL - 1).map_or(0, |&l| l as u32), |first| first);
+        let layers =
+            self.stage.first.unwrap_or_else(|| input.data.get(LABEL - 1).map_or(0, |&l| l as u32));
         self.each_row(batch, |stage, index, seen, asked| {
             let found = &input.data[index * cols..][..LABEL];
             let expected = stage.label(seen, layers);

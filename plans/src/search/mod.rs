@@ -150,7 +150,7 @@ pub fn search(
             best.extend(search.climb(&placement, mode));
         }
     }
-    best.sort_by(|a, b| search.rank(a).cmp(&search.rank(b)));
+    best.sort_by_key(|a| search.rank(a));
     best.dedup_by_key(|(_, plan)| plan.fingerprint());
     let plain = best.iter().find(|(_, plan)| plan.mode == Mode::Plain).cloned();
     let full = |(_, plan): &(u64, PartitionPlan)| {

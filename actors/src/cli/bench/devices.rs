@@ -18,7 +18,7 @@ use outrider_pipeline::Guarding;
 use outrider_plans::{ModeKind, ModelRole, StageId, default_plan_in};
 use serde::Serialize;
 
-use super::{BenchArguments, Contender, prompts};
+use super::{BenchArguments, Contender, PROMPTS, prompts};
 use crate::cli::select::build_info;
 use crate::cli::{CliError, print_json};
 use crate::engine::{Engine, EngineOptions};
@@ -73,15 +73,21 @@ pub(super) async fn run(arguments: &BenchArguments) -> Result<(), CliError> {
 }
 
 async fn compare(arguments: &BenchArguments) -> Result<Report, CliError> {
-    let prompts = prompts(arguments)?;
+    let prompts = prompts(arguments, PROMPTS)?;
     let pair = arguments.selection.pair()?;
     let limits = arguments.selection.limits();
     let plan = default_plan_in(ModeKind::Plain, &limits.plan_context(&pair))?;
     let registry = Arc::new(Registry::new(build_info()));
     let options = EngineOptions::new(pair.clone(), plan.clone(), limits, registry);
     let engine = Engine::start(EngineOptions { guarding: Guarding::Off, ..options }).await?;
-    let writer =
-        Contender { plan, plain: 0, engine, runs: Vec::new(), texts: Vec::new(), identical: true };
+    let writer = Contender {
+        plan,
+        plain: 0,
+        engine,
+        crowds: Vec::new(),
+        texts: Vec::new(),
+        identical: true,
+    };
 
     let layers = pair.target.config().shape.layers;
     let whole =

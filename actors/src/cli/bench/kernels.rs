@@ -39,8 +39,12 @@ pub(super) struct KernelsArguments {
     #[arg(long, value_name = "FORMAT", default_value = "q8_0", requires = "synthetic")]
     format: Vec<Format>,
     /// Write the model of random weights to this GGUF file and time nothing: other engines can then run the same.
-    #[arg(long, value_name = "FILE", requires = "synthetic")]
+    #[arg(long, value_name = "FILE")]
     write: Option<PathBuf>,
+    /// With --write: random weights in the place of this GGUF file's, its shape, formats and tokenizer as they are. Such a
+    /// file is a draft that is never right: `outrider bench --guard --draft` shows what it costs.
+    #[arg(long, value_name = "FILE", requires = "write", conflicts_with_all = ["files", "synthetic"])]
+    like: Option<PathBuf>,
     /// Cores to compute on, one thread pinned to each. Default: one thread, wherever the system puts it.
     #[arg(long, value_name = "CORES", value_delimiter = ',')]
     cores: Vec<usize>,
@@ -187,8 +191,20 @@ pub(super) fn run(arguments: &KernelsArguments) -> Result<(), CliError> {
 }
 
 fn write(arguments: &KernelsArguments, file: &PathBuf) -> Result<(), CliError> {
+    if let Some(like) = &arguments.like {
+        let mut source =
+            File::open(like).map_err(|error| format!("cannot read {}: {error}", like.display()))?;
+        let mut out = BufWriter::new(File::create(file)?);
+        return synthetic::randomised_gguf(&mut source, 1, &mut out)
+            .and_then(|()| std::io::Write::flush(&mut out))
+            .map_err(|error| {
+                let (like, file) = (like.display(), file.display());
+                format!("cannot write {file} with random weights for those of {like}: {error}")
+                    .into()
+            });
+    }
     let ([size], [format]) = (arguments.synthetic.as_slice(), arguments.format.as_slice()) else {
-        return Err("--write takes one --synthetic size and one --format".into());
+        return Err("--write takes --like FILE, or one --synthetic size and one --format".into());
     };
     let failed = |error| format!("cannot write {}: {error}", file.display());
     let mut out = BufWriter::new(File::create(file).map_err(failed)?);

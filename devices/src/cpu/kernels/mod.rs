@@ -3,7 +3,6 @@
 //! *Invariant:* a [`Kernels`] table exists only for an instruction set that the machine has, and all tables compute the
 //! same bits.
 
-#[expect(clippy::needless_range_loop, reason = "rows and registers go by number")]
 mod attention;
 #[expect(clippy::needless_range_loop, reason = "rows and registers go by number")]
 mod cached_bytes;

@@ -148,10 +148,10 @@ fn a_row_has_the_same_bits_whatever_rows_are_beside_it() {
             let rows = Rows::new(&mut noise, ROWS, 256, kernels);
             let mut together = [[0.0; LANES]; ROWS];
             kernels.dot(packing, weights, &rows.operand(), (0, ROWS), &mut together);
-            for row in 0..ROWS {
+            for (row, together) in together.iter().enumerate() {
                 let mut alone = [[0.0; LANES]; ROWS];
                 kernels.dot(packing, weights, &rows.operand(), (row, 1), &mut alone);
-                assert_eq!(bits(&alone[0]), bits(&together[row]), "{} {packing:?}", kernels.isa());
+                assert_eq!(bits(&alone[0]), bits(together), "{} {packing:?}", kernels.isa());
             }
         }
     }
@@ -241,8 +241,10 @@ struct Cached {
     /// `positions x dim`.
     keys: Vec<f32>,
     values: Vec<f32>,
-    attend: Box<dyn Fn(&Kernels, &Queries<'_>, &mut [f32], &mut [f32])>,
+    attend: Box<Attend>,
 }
+
+type Attend = dyn Fn(&Kernels, &Queries<'_>, &mut [f32], &mut [f32]);
 
 /// The place of an element of a position's key.
 fn key_place(dim: usize, (position, element): (usize, usize)) -> usize {
