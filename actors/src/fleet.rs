@@ -54,7 +54,7 @@ fn adapter(found: &GpuAdapter) -> Adapter {
         gpu::AdapterKind::Software => AdapterKind::Software,
     };
     let own = kind == AdapterKind::Discrete;
-    let memory_bytes = found.memory_bytes.filter(|_| own);
+    let memory_bytes = found.memory_bytes.and_then(|_| found.budget_bytes()).filter(|_| own);
     Adapter { name: found.name.clone(), kind, memory_bytes }
 }
 

@@ -2,12 +2,15 @@
 //!
 //! *Invariant:* a forecast rehearses the scheduler under the very rules that the engine would run the plan with.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use outrider_pipeline::rehearsal::{Course, Rehearsal};
-use outrider_plans::cost::{ForecastError, LinkProfile};
+use outrider_pipeline::rehearsal::{Course, Players, Rehearsal};
+use outrider_plans::cost::{ForecastError, LinkProfile, PlanTimes};
 use outrider_plans::search::{self, Forecaster, Found, Objective, Space, Wanted};
-use outrider_plans::{CostModel, Forecast, Mode, ModelRole, PartitionPlan, PlanContext, Workload};
+use outrider_plans::{
+    CostModel, Forecast, Mode, ModelRole, PartitionPlan, PlanContext, UnitSpec, Workload,
+};
 
 use crate::calibrate::Calibration;
 use crate::engine::{EngineLimits, frame};
@@ -104,6 +107,16 @@ impl Foresight {
         self.rehearse(&self.model, &self.workload, |rehearsal| rehearsal.course(plan))
     }
 
+    /// How decoding would go under `plan` with these players in the place of the recorded ones.
+    pub fn play(
+        &self,
+        plan: &PartitionPlan,
+        times: &PlanTimes,
+        players: &mut dyn Players,
+    ) -> Course {
+        self.rehearse(&self.model, &self.workload, |rehearsal| rehearsal.play(plan, times, players))
+    }
+
     fn rehearse<T>(
         &self,
         model: &CostModel,
@@ -117,7 +130,17 @@ impl Foresight {
 
     /// The best plans for this machine.
     pub fn search(&self, objective: Objective, memory_bytes_max: Option<u64>) -> Found {
-        let space = Space::new(&self.context, &self.model);
+        self.search_without(&BTreeSet::new(), objective, memory_bytes_max)
+    }
+
+    /// The best plans that use none of these units.
+    pub fn search_without(
+        &self,
+        lost: &BTreeSet<UnitSpec>,
+        objective: Objective,
+        memory_bytes_max: Option<u64>,
+    ) -> Found {
+        let space = Space::new(&self.context, &self.model).without(lost);
         let wanted = Wanted { objective, memory_bytes_max, concurrent: self.workload.concurrent };
         search::search(&self.context, &space, wanted, self)
     }

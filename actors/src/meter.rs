@@ -2,13 +2,14 @@
 //!
 //! *Invariant:* the only place where a unit's time is read, so busy time, overlap and stage times always agree.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
 use crossbeam_channel::Sender;
-use outrider_devices::{Batch, DraftBatch, MemoryUse};
+use outrider_devices::{Activations, Batch, DraftBatch, MemoryUse};
 use outrider_observability::{
-    MemoryPurpose, PlanMetrics, Registry, SharedTimeline, UnitJob, UnitMetrics,
+    Counter, MemoryPurpose, PlanMetrics, Registry, SharedTimeline, UnitJob, UnitMetrics,
 };
 use outrider_plans::{StageId, UnitId, UnitKind};
 
@@ -93,6 +94,8 @@ impl FleetMeter {
             timeline: self.registry.timeline.clone(),
             epoch: self.epoch,
             timings: self.timings.clone(),
+            registry: Arc::clone(&self.registry),
+            sent: BTreeMap::new(),
         }
     }
 
@@ -129,9 +132,24 @@ pub struct UnitMeter {
     timeline: SharedTimeline,
     epoch: Instant,
     timings: Option<TimingTap>,
+    registry: Arc<Registry>,
+    /// What counts the bytes sent to each unit.
+    sent: BTreeMap<UnitId, Counter>,
 }
 
 impl UnitMeter {
+    /// The unit has sent a batch's activations, and its tokens with them, to unit `to`.
+    pub fn sent(&mut self, to: &UnitId, activations: &Activations, batch: &Batch) {
+        let bytes = (size_of_val(&*activations.data) + batch.rows() * size_of::<u32>()) as u64;
+        if let Some(counter) = self.sent.get(to) {
+            counter.increment(bytes);
+            return;
+        }
+        let counter = self.registry.transfer_bytes(&self.unit, to);
+        counter.increment(bytes);
+        self.sent.insert(to.clone(), counter);
+    }
+
     /// This many jobs are accepted and not finished.
     pub fn queued(&self, jobs: usize) {
         self.metrics.queue_depth.set(jobs as f64);

@@ -9,7 +9,7 @@
 //! ratio has left a band for many jobs, and the band is wider than noise: hysteresis, so that plans do not flap.
 //! *Invariant:* the planner decides nothing about a swap; it proposes. Its memory is fixed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -18,12 +18,13 @@ use outrider_observability::PlanMetrics;
 use outrider_plans::cost::{Before, DraftShape, PassShape, PlanTimes, Purpose};
 use outrider_plans::{
     CostModel, Forecast, Mode, ModelRole, Objective, PartitionPlan, PlanEpoch, Proposal, Reason,
-    UnitClass,
+    UnitClass, UnitSpec,
 };
 
 use crate::foresight::Foresight;
 use crate::meter::{StageTiming, Work};
 use crate::office::Office;
+use crate::supervisor::PlanView;
 
 /// What the planner may do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -125,6 +126,8 @@ pub struct Planner {
     since: (u64, u64),
     better: Option<(outrider_plans::PlanId, u32)>,
     corrected: bool,
+    /// Units that were given up.
+    lost: BTreeSet<UnitSpec>,
 }
 
 impl Planner {
@@ -140,6 +143,7 @@ impl Planner {
             since: (0, 0),
             better: None,
             corrected: true,
+            lost: BTreeSet::new(),
         };
         planner.runs(plan);
         planner
@@ -151,6 +155,13 @@ impl Planner {
         self.running = plan;
         self.since = (0, 0);
         self.better = None;
+    }
+
+    /// These units were given up, and all others are there: plans are looked for anew.
+    pub fn without(&mut self, lost: BTreeSet<UnitSpec>) {
+        if lost != self.lost {
+            (self.lost, self.better, self.corrected) = (lost, None, true);
+        }
     }
 
     /// The plan that it compares with.
@@ -255,7 +266,8 @@ impl Planner {
         }
         self.corrected = false;
         let running = self.foresight.forecast(&self.running).ok()?;
-        let best = self.foresight.search(Objective::Throughput, None).ranked.into_iter().next()?;
+        let found = self.foresight.search_without(&self.lost, Objective::Throughput, None);
+        let best = found.ranked.into_iter().next()?;
         let needed = running.microtokens_per_second / 1000 * (1000 + MARGIN_PERMILLE);
         if best.forecast.microtokens_per_second < needed {
             self.better = None;
@@ -275,6 +287,15 @@ impl Planner {
     }
 }
 
+/// What the units that were given up were, by the plans that had them.
+fn lost(view: &PlanView) -> BTreeSet<UnitSpec> {
+    let spec = |unit| {
+        let plans = view.history.iter().rev().map(|entry| &entry.plan);
+        plans.chain([&*view.plan]).find_map(|plan| plan.units.get(unit)).cloned()
+    };
+    view.gone.iter().filter_map(spec).collect()
+}
+
 /// Watches a running engine until it ends: reads timings, shows metrics, and advises or proposes.
 pub async fn watch(
     office: Office,
@@ -292,7 +313,9 @@ pub async fn watch(
         }
         if view.plan.fingerprint() != planner.running().fingerprint() {
             planner.runs((*view.plan).clone());
+            engine.plan_metrics().error_ratio.set(0.0);
         }
+        planner.without(lost(&view));
         timings.try_iter().take(TIMINGS_MAX).for_each(|timing| planner.note(&timing));
         planner.look(engine.plan_metrics());
         if policy == Policy::Off {

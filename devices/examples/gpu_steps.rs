@@ -1,10 +1,11 @@
 //! Prints what a GPU costs, and how long its passes and drafts of synthetic models take beside the least that they could:
-//! `cargo run --release -p outrider-devices --example gpu_steps -- [shape ..] [format] [tuning=numbers ..] [sweep]`.
+//! `cargo run --release -p outrider-devices --example gpu_steps -- [shape ..] [format] [tuning=numbers ..] [sweep | quick]
+//! [rows=1,2,4,8]`.
 //!
 //! A shape is `target` or `draft` (of the shipped pair's sizes), `63m`, `350m`, or six numbers with commas between:
 //! layers, width, heads, heads for keys, feed-forward width, vocabulary. The floor of a pass is what its dispatches cost
 //! when they do nothing, and what reading its weights costs at the measured bandwidth. `sweep` varies the tuning, one
-//! number at a time. On a software rasteriser set `LP_NUM_THREADS=1`; times are the CPU's there, of the whole process.
+//! number at a time, `quick` prints one line a model. On a software rasteriser set `LP_NUM_THREADS=1`; times are the CPU's there, of the whole process.
 
 use std::time::{Duration, Instant};
 
@@ -32,10 +33,13 @@ fn main() -> Result<(), DeviceError> {
     let opened = GpuDevice::open(&GpuSelector::Best, GpuOptions::default())?;
     let software = opened.adapter().kind == AdapterKind::Software;
     let tuning = tuned(opened.tuning(), &args);
+    let asked = args.iter().find_map(|a| a.strip_prefix("rows="));
+    let rows: Vec<usize> =
+        asked.unwrap_or("1,2,4,8").split(',').map_while(|n| n.parse().ok()).collect();
     drop(opened);
     let begin = Instant::now();
     let wall = || begin.elapsed();
-    let timer = Timer::new(if software { &cpu_time } else { &wall }, 30);
+    let timer = Timer::new(if software { &measure::cpu_time } else { &wall }, 30);
     report(if software { "Times are CPU times." } else { "Times are by the wall clock." });
     let device = open(&tuning)?;
     report(&format!("{}\n{tuning:?}", device.adapter()));
@@ -45,9 +49,11 @@ fn main() -> Result<(), DeviceError> {
         let model = synthetic::llama(&synthetic::shape(*shape), format, 1);
         let parameters: usize = model.weights.iter().map(|w| w.elements()).sum();
         report(&format!("\n{name}: {:.1} M parameters, {format}", parameters as f64 / 1e6));
-        if args.iter().any(|a| a == "sweep") {
+        if args.iter().any(|a| a == "quick") {
+            report(&summary(&tuning, (&model, shape[0]), &rows, timer)?);
+        } else if args.iter().any(|a| a == "sweep") {
             for (what, tuning) in variations(&tuning) {
-                match summary(&tuning, &model, shape[0], timer) {
+                match summary(&tuning, (&model, shape[0]), &rows, timer) {
                     Ok(line) => report(&format!("{what:<28} {line}")),
                     Err(error) => report(&format!("{what:<28} {error}")),
                 }
@@ -133,17 +139,17 @@ fn table(
     Ok(())
 }
 
-/// Times of passes of 1, 2, 4 and 8 rows and a draft of 4, in one line.
+/// Times of passes of these `rows` and a draft of 4, in one line.
 fn summary(
     tuning: &Tuning,
-    model: &Graph,
-    layers: usize,
+    (model, layers): (&Graph, usize),
+    rows: &[usize],
     timer: Timer<'_>,
 ) -> Result<String, DeviceError> {
     let whole = Subgraph::cut("model", model, 0, layers).expect("all layers");
     let mut executable = open(tuning)?.prepare(&whole, LIMITS)?;
     let mut line = String::new();
-    for rows in [1, 2, 4, 8] {
+    for &rows in rows {
         let time = measure::pass(&mut *executable, (BASE, rows), timer)?;
         line.push_str(&format!("{rows}: {:.0} ", micros(time)));
     }
@@ -211,6 +217,7 @@ fn tuned(base: &Tuning, args: &[String]) -> Tuning {
             "span" => tuning.pick_span = numbers[0],
             "submit" => tuning.submit_dispatches = numbers[0] as usize,
             "spin" => tuning.spin = Duration::from_micros(numbers[0].into()),
+            "rows" => {}
             "sums" if value == "whole" => tuning.sums = Sums::Whole,
             "sums" if value == "halves" => tuning.sums = Sums::Halves,
             "backing" if value == "texture" => tuning.backing = Backing::Texture,
@@ -224,14 +231,4 @@ fn tuned(base: &Tuning, args: &[String]) -> Tuning {
 #[expect(clippy::print_stdout, reason = "its purpose")]
 fn report(line: &str) {
     println!("{line}");
-}
-
-/// CPU time of this process so far.
-fn cpu_time() -> Duration {
-    let mut total = 0;
-    for task in std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten() {
-        let text = std::fs::read_to_string(task.path().join("schedstat")).unwrap_or_default();
-        total += text.split(' ').next().and_then(|n| n.parse::<u64>().ok()).unwrap_or(0);
-    }
-    Duration::from_nanos(total)
 }

@@ -2,7 +2,7 @@
 //!
 //! *Invariant:* the weights are a pure function of (shape, format, seed), equal on every machine.
 
-use std::io::{Seek, Write};
+use std::io::{Read, Seek, Write};
 use std::sync::Arc;
 
 use candle_core::quantized::gguf_file::{self, Value};
@@ -116,6 +116,39 @@ pub fn write_gguf(
     ];
     let metadata: Vec<_> = metadata.iter().map(|(key, value)| (*key, value)).collect();
     let tensors: Vec<_> = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+    gguf_file::write(out, &metadata, &tensors).map_err(std::io::Error::other)
+}
+
+/// Copies a GGUF file with random weights in the place of its matrices: same shape, formats and tokenizer, no meaning.
+///
+/// # Errors
+/// What reader and writer say, and formats that have no quantiser.
+pub fn randomised_gguf(
+    source: &mut (impl Read + Seek),
+    seed: u64,
+    out: &mut (impl Write + Seek),
+) -> std::io::Result<()> {
+    let content = gguf_file::Content::read(source).map_err(std::io::Error::other)?;
+    let mut names: Vec<_> = content.tensor_infos.keys().collect();
+    names.sort();
+    let mut noise = Noise(seed ^ 0x9e37_79b9_7f4a_7c15);
+    let mut tensors = Vec::new();
+    for name in names {
+        let tensor = content.tensor(source, name, &Device::Cpu).map_err(std::io::Error::other)?;
+        let random = match tensor.shape().dims() {
+            &[rows, cols] => {
+                let scale = (3.0 / cols as f32).sqrt();
+                let values: Vec<f32> = (0..rows * cols).map(|_| scale * noise.uniform()).collect();
+                CandleTensor::from_vec(values, (rows, cols), &Device::Cpu)
+                    .and_then(|values| QTensor::quantize(&values, tensor.dtype()))
+                    .map_err(std::io::Error::other)?
+            }
+            _ => tensor,
+        };
+        tensors.push((name.as_str(), random));
+    }
+    let tensors: Vec<_> = tensors.iter().map(|(name, tensor)| (*name, tensor)).collect();
+    let metadata: Vec<_> = content.metadata.iter().map(|(k, v)| (k.as_str(), v)).collect();
     gguf_file::write(out, &metadata, &tensors).map_err(std::io::Error::other)
 }
 

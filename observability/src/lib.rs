@@ -23,6 +23,7 @@ pub mod units;
 pub use http::{HttpMethod, HttpMetrics};
 pub use instrument::{GaugeGuard, SecondsCounter};
 pub use label::{Label, LabelledCounters};
+pub use metrics::Counter;
 pub use overlap::OverlapMeter;
 pub use plan::{PlanMetrics, RunningPlan, SwapResult};
 pub use registry::{BuildInfo, Registry};

@@ -25,6 +25,8 @@ ROUTES = {
 FIELDS = {"n_predict": "max_tokens", "n_probs": "logprobs"}
 # Fields of theirs that only choose where or how fast something runs.
 WITHOUT_MEANING = ("model", "cache_prompt", "id_slot", "timings_per_token")
+# Most tokens of one draft here.
+DEPTH_MAX = 15
 
 
 def arguments(server):
@@ -37,7 +39,7 @@ def arguments(server):
     if server.api_key:
         given += ["--api-key", server.api_key]
     if server.spec_draft_n_max:
-        given += ["--mode", "sequential", "--draft-tokens", str(server.spec_draft_n_max)]
+        given += ["--mode", "sequential", "--draft-tokens", str(min(server.spec_draft_n_max, DEPTH_MAX))]
     elif server.model_draft is None:
         given += ["--mode", "plain"]
     return given
@@ -91,7 +93,7 @@ def start(server, timeout_seconds=60):
     raise TimeoutError("it did not start")
 
 
-def make_request(server, method, path, data=None, headers=None, timeout=600, host=None):
+def make_request(server, method, path, data=None, headers=None, timeout=60, host=None):
     asked, body = request(server, path, data)
     told = plain_request(server, method, asked, body, headers, timeout, host)
     told.body = answer(path, told.body)

@@ -8,7 +8,9 @@
 )]
 
 mod api;
+mod boards;
 mod browser;
+mod calibration;
 mod clients;
 mod command_line;
 mod complaints;
@@ -16,10 +18,12 @@ mod conformance;
 mod equivalence;
 mod gpu;
 mod gpu_faults;
+mod gpu_work;
 mod monitoring;
 mod operations;
 mod page;
 mod peers;
+mod planner;
 mod process;
 mod resident;
 mod service;

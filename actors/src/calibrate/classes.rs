@@ -2,7 +2,7 @@
 //!
 //! *Invariant:* every core count that is not measured lies between two that are.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use outrider_plans::{Adapter, AdapterKind, Machine, UnitClass, UnitSpec};
 
@@ -41,9 +41,11 @@ pub(super) fn pairs(machine: &Machine) -> Vec<(UnitSpec, UnitSpec)> {
         && !rest.is_empty()
     {
         found.push((cpu(rest), cpu(&[*last])));
-        let (half, others) = cores.split_at(cores.len() / 2);
-        if half.len() > 1 {
-            found.push((cpu(half), cpu(others)));
+        // Few cores are disturbed otherwise than many.
+        for count in BTreeSet::from([1, cores.len() / 4, cores.len() / 2]) {
+            if count > 0 && rest.len() > 1 {
+                found.push((cpu(&cores[..count]), cpu(&cores[cores.len() - count..])));
+            }
         }
     }
     let real = |(_, adapter): &(usize, &Adapter)| adapter.kind != AdapterKind::Software;
@@ -100,7 +102,8 @@ mod tests {
             ["cpu:0x1", "cpu:0x2", "cpu:0x4", "cpu:0x5", "cpu:0x6"]
         );
         assert_eq!(pairs(&Machine::uniform(1, 0)).len(), 0);
-        assert_eq!(pairs(&Machine::uniform(6, 0)).len(), 2);
+        assert_eq!(pairs(&Machine::uniform(2, 0)).len(), 1);
+        assert_eq!(pairs(&Machine::uniform(6, 0)).len(), 3);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Times of a model on one class of units, measured in a loop through the device's own interface.
 //!
-//! All points of a table are visited in turn, round after round, so that a noise on the machine meets them alike; each time
-//! is the median of its rounds. *Invariant:* works with any [`Device`]; nothing here knows what is behind it.
+//! Points that follow each other in service are visited in turn, round after round, so that a noise on the machine meets
+//! them alike; each time is the median of its rounds. *Invariant:* works with any [`Device`]; nothing here knows what is behind it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,15 +17,18 @@ use outrider_plans::{ModelRole, StageId};
 use crate::pair::Pair;
 
 /// Rows of a verification pass that are measured.
-const VERIFY_ROWS: &[u32] = &[1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16];
+const VERIFY_ROWS: &[u32] = &[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 16];
 /// Rows of a piece of a prompt.
-const FILL_ROWS: &[u32] = &[1, 2, 4, 8, 12, 16, 24, 32, 64, 128];
+const FILL_ROWS: &[u32] = &[1, 2, 4, 8, 9, 12, 16, 24, 32, 64, 128];
+/// Rows of a pass that may come between two of a few rows. Larger ones are visited apart: wide vector units slow a core's
+/// clock for a while, and decoding seldom meets that.
+const FEW_ROWS: u32 = 16;
 /// Rows of a part of a model.
 const PART_ROWS: &[u32] = &[1, 2, 4, 8, 16, 64];
 /// Sequences that share a draft job.
 const SHARED: &[u32] = &[1, 2, 4];
 /// Least and most rounds over all points.
-const ROUNDS: (usize, usize) = (4, 15);
+const ROUNDS: (usize, usize) = (3, 15);
 
 /// Why something was not measured.
 #[derive(Debug, thiserror::Error)]
@@ -107,19 +110,22 @@ impl Ask {
         let verify = VERIFY_ROWS.iter().map(|&n| Run::Pass(n, n, near));
         let fits = |rows: &&u32| (**rows + near) as usize <= self.limits.positions_max;
         let fill_rows: Vec<u32> = FILL_ROWS.iter().filter(fits).copied().collect();
-        let fill = fill_rows.iter().map(|&n| Run::Pass(n, 1, near));
-        let probes = [Run::Pass(1, 1, far), Run::Pass(8, 8, far)];
-        let runs: Vec<Run> = verify.chain(fill).chain(probes).collect();
+        let fill = |&n: &u32| Run::Pass(n, 1, near);
+        let (few, many) = fill_rows.split_at(fill_rows.partition_point(|n| *n <= FEW_ROWS));
+        let runs: Vec<Run> = verify.chain(few.iter().map(fill)).collect();
         let times = self.visit(executable.as_mut(), &runs, None)?;
-        let (verify, rest) = times.split_at(VERIFY_ROWS.len());
-        let (fill, probes) = rest.split_at(fill_rows.len());
-        let slope = Slope { near, far, one: (verify[0], probes[0]), eight: (verify[7], probes[1]) };
+        let (verify, fill_few) = times.split_at(VERIFY_ROWS.len());
+        let many: Vec<Run> = many.iter().map(fill).collect();
+        let fill = [fill_few, &self.visit(executable.as_mut(), &many, None)?].concat();
+        let at = |context| [Run::Pass(1, 1, context), Run::Pass(8, 8, context)];
+        let ends = [at(near), at(far)].concat();
+        let slope = Slope::of(near, far, &self.visit(executable.as_mut(), &ends, None)?);
         let scratch_bytes = executable.memory().scratch;
         drop(executable);
         Ok(RoleProfile {
             layers: layers as u32,
             verify: slope.table(VERIFY_ROWS, verify)?,
-            fill: slope.table(&fill_rows, fill)?,
+            fill: slope.table(&fill_rows, &fill)?,
             draft_step: TimeTable::by_rows(&[(1, verify[0])])?,
             parts: if layers > 1 { Some(self.parts(device, layers)?) } else { None },
             scratch_bytes,
@@ -173,24 +179,25 @@ impl Ask {
         let fill_rows: Vec<u32> = FILL_ROWS.iter().filter(fits).copied().collect();
         let shared: Vec<u32> =
             SHARED.iter().copied().filter(|s| *s as usize <= self.limits.sequences_max).collect();
-        let first = fill_rows.iter().map(|&n| Run::Draft(n, 1, 1, near));
+        let first = |&n: &u32| Run::Draft(n, 1, 1, near);
+        let (few, many) = fill_rows.split_at(fill_rows.partition_point(|n| *n <= FEW_ROWS));
         let together = shared.iter().map(|&s| Run::Draft(1, 1, s, near));
         let further = shared.iter().map(|&s| Run::Draft(1, 5, s, near));
-        let probes = [Run::Draft(1, 1, 1, far), Run::Draft(8, 1, 1, far)];
-        let runs: Vec<Run> = first.chain(together).chain(further).chain(probes).collect();
+        let runs: Vec<Run> = few.iter().map(first).chain(together).chain(further).collect();
         let times = self.visit(executable.as_mut(), &runs, None)?;
-        let (fill, rest) = times.split_at(fill_rows.len());
-        let (together, rest) = rest.split_at(shared.len());
-        let (further, probes) = rest.split_at(shared.len());
-        let eight = FILL_ROWS.iter().position(|n| *n == 8).expect("eight rows are measured");
-        let eight = fill.get(eight).copied().unwrap_or(fill[0]);
-        let slope = Slope { near, far, one: (fill[0], probes[0]), eight: (eight, probes[1]) };
+        let (fill_few, rest) = times.split_at(few.len());
+        let (together, further) = rest.split_at(shared.len());
+        let many: Vec<Run> = many.iter().map(first).collect();
+        let fill = [fill_few, &self.visit(executable.as_mut(), &many, None)?].concat();
+        let at = |context| [Run::Draft(1, 1, 1, context), Run::Draft(8, 1, 1, context)];
+        let ends = [at(near), at(far)].concat();
+        let slope = Slope::of(near, far, &self.visit(executable.as_mut(), &ends, None)?);
         let steps: Vec<u64> =
             together.iter().zip(further).map(|(one, five)| five.saturating_sub(*one) / 4).collect();
         Ok(RoleProfile {
             layers: layers as u32,
             verify: slope.table(&shared, together)?,
-            fill: slope.table(&fill_rows, fill)?,
+            fill: slope.table(&fill_rows, &fill)?,
             draft_step: slope.table(&shared, &steps)?,
             parts: None,
             scratch_bytes: executable.memory().scratch,
@@ -226,18 +233,21 @@ impl Ask {
             }
             for &index in &order {
                 let point = &mut points[index];
-                let started = Instant::now();
-                match point.run {
-                    Run::Pass(rows, heads, context) => {
-                        pass(executable, (0, context.min(deepest)), (rows, heads), width)?;
+                // As in service, where passes of one shape follow each other: the first of two makes ready for the second.
+                for again in [false, true] {
+                    let started = Instant::now();
+                    match point.run {
+                        Run::Pass(rows, heads, context) => {
+                            pass(executable, (0, context.min(deepest)), (rows, heads), width)?;
+                        }
+                        Run::Draft(rows, steps, sequences, context) => {
+                            draft(executable, (sequences, context), (rows, steps))?;
+                        }
                     }
-                    Run::Draft(rows, steps, sequences, context) => {
-                        draft(executable, (sequences, context), (rows, steps))?;
+                    // The first round warms up.
+                    if again && round > 0 {
+                        point.times_ns.push(started.elapsed().as_nanos() as u64);
                     }
-                }
-                // The first round warms up.
-                if round > 0 {
-                    point.times_ns.push(started.elapsed().as_nanos() as u64);
                 }
             }
             refill(executable, (sequences, deepest), runs, width)?;
@@ -330,6 +340,11 @@ struct Slope {
 }
 
 impl Slope {
+    /// From the times of one row and of eight near, and of both far.
+    fn of(near: u32, far: u32, ns: &[u64]) -> Self {
+        Self { near, far, one: (ns[0], ns[2]), eight: (ns[1], ns[3]) }
+    }
+
     fn table(&self, rows: &[u32], near_ns: &[u64]) -> Result<TimeTable, ProfileError> {
         let more = |(near, far): (u64, u64)| far.saturating_sub(near);
         let (one, eight) = (more(self.one), more(self.eight));

@@ -13,6 +13,7 @@ mod loops;
 mod rounds;
 mod store;
 mod texts;
+mod trace;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -32,12 +33,14 @@ use crate::foresight::Foresight;
 use crate::pair::Pair;
 use crate::request::Refusal;
 use loops::{Ask, Profiles};
-use rounds::{Answered, Clocked, Probe};
+use rounds::Clocked;
+pub(crate) use rounds::{Answered, Probe};
 
 pub use classes::classes;
 pub use loops::LoopError;
 pub use store::{Fingerprint, FreshCalibration, StoreError, default_path, load, save};
 pub use texts::PROMPTS;
+pub use trace::Trace;
 
 /// Version of the format of a stored calibration.
 pub const VERSION: u32 = 1;
@@ -48,7 +51,10 @@ const TOKENS_MAX: u32 = 48;
 /// Least number of prompts of a run that clocks jobs.
 const CLOCKED_PROMPTS_MIN: usize = 8;
 /// Time after which such a run takes no more prompts.
-const CLOCKED_TIME: Duration = Duration::from_millis(1500);
+const CLOCKED_TIME: Duration = Duration::from_millis(400);
+/// Engines that a plan on cores alone is clocked on, one after the other: where the system puts threads and memory differs from
+/// one to the next, and times differ with it by a tenth.
+const VISITS: usize = 3;
 /// Prompts that warm an engine up.
 const WARM_UP: usize = 2;
 /// Rounds of fitting two slow-downs that depend on each other.
@@ -127,6 +133,8 @@ pub struct Options<'a> {
     pub budget: Duration,
     /// Told of every step.
     pub progress: &'a dyn Fn(Step<'_>),
+    /// Where every clocked job goes, if anywhere.
+    pub trace: Option<&'a Trace>,
 }
 
 /// Measures all classes of units of this machine with these models. Runs inside an actix system.
@@ -306,6 +314,16 @@ impl Session<'_> {
         plan: &PartitionPlan,
         time: Duration,
     ) -> Result<Vec<Answered>, CalibrateError> {
+        self.answers_of(plan, usize::MAX, time).await
+    }
+
+    /// The same for the first `count` prompts.
+    async fn answers_of(
+        &self,
+        plan: &PartitionPlan,
+        count: usize,
+        time: Duration,
+    ) -> Result<Vec<Answered>, CalibrateError> {
         let probe = Probe::start(self.pair, plan, self.limits).await?;
         let mut answers = Vec::new();
         let texts = &self.options.prompts;
@@ -314,20 +332,31 @@ impl Session<'_> {
             probe.answer(text, TOKENS_MAX).await?;
         }
         let begun = Instant::now();
-        for text in texts {
+        for text in texts.iter().take(count) {
             if answers.len() >= CLOCKED_PROMPTS_MIN && begun.elapsed() > time {
                 break;
             }
             answers.push(probe.answer(text, TOKENS_MAX).await?);
         }
         probe.stop();
+        if let Some(trace) = self.options.trace {
+            trace.add(plan, &answers);
+        }
         Ok(answers)
     }
 
-    /// Runs a plan with every job clocked.
+    /// Runs a plan with every job clocked: of some visits the one of middling speed.
     async fn clocked(&self, plan: &PartitionPlan) -> Result<(Clocked, usize), CalibrateError> {
-        let answers = self.answers(plan, CLOCKED_TIME).await?;
-        Ok((Clocked::of(&answers, self.layers()), answers.len()))
+        let on_cores = plan.units.values().all(|spec| matches!(spec, UnitSpec::Cpu { .. }));
+        let mut visits = vec![self.answers(plan, CLOCKED_TIME).await?];
+        // The same texts each time.
+        let texts = visits[0].len();
+        for _ in 1..if on_cores { VISITS } else { 1 } {
+            visits.push(self.answers_of(plan, texts, Duration::MAX).await?);
+        }
+        visits.sort_by_key(|answers| answers.iter().map(|answer| answer.lasted).sum::<Duration>());
+        let middle = visits.swap_remove(visits.len() / 2);
+        Ok((Clocked::of(&middle, self.layers()), texts))
     }
 
     /// How the first texts go under a plan by what is known so far, without hops.

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Receiver;
 use outrider_observability::Registry;
 use outrider_pipeline::Message;
-use outrider_pipeline::scheduler::GenerationParams;
+use outrider_pipeline::scheduler::{GenerationParams, Statistics};
 use outrider_plans::{ModelRole, PartitionPlan};
 use tokio::sync::mpsc;
 
@@ -19,32 +19,36 @@ use super::CalibrateError;
 use crate::engine::{Engine, EngineLimits, EngineOptions};
 use crate::meter::StageTiming;
 use crate::pair::Pair;
-use crate::request::RequestEvent;
+use crate::request::{RequestEvent, Timings};
 
 /// Timings that the tap holds; read after every request.
 const TIMINGS_MAX: usize = 16_384;
 
 /// One answered prompt.
 #[derive(Clone, Debug)]
-pub(super) struct Answered {
+pub(crate) struct Answered {
     /// Tokens of the prompt.
-    pub(super) prompt: Vec<u32>,
+    pub(crate) prompt: Vec<u32>,
     /// Tokens of the answer.
-    pub(super) output: Vec<u32>,
-    /// From asking to the end.
-    pub(super) lasted: Duration,
+    pub(crate) output: Vec<u32>,
+    /// From asking, in words, to the end.
+    pub(crate) lasted: Duration,
     /// Every job, by its begin.
-    pub(super) jobs: Vec<StageTiming>,
+    pub(crate) jobs: Vec<StageTiming>,
+    /// What was drafted, and what of it was right.
+    pub(crate) statistics: Statistics,
+    /// As the request was told.
+    pub(crate) timings: Timings,
 }
 
 /// Who answers prompts.
-pub(super) struct Probe {
+pub(crate) struct Probe {
     engine: Engine,
     timings: Receiver<StageTiming>,
 }
 
 impl Probe {
-    pub(super) async fn start(
+    pub(crate) async fn start(
         pair: &Pair,
         plan: &PartitionPlan,
         limits: EngineLimits,
@@ -56,7 +60,7 @@ impl Probe {
         Ok(Self { engine: Engine::start(options).await?, timings })
     }
 
-    pub(super) fn stop(&self) {
+    pub(crate) fn stop(&self) {
         self.engine.stop();
     }
 
@@ -69,34 +73,36 @@ impl Probe {
         }
     }
 
-    pub(super) async fn answer(
+    pub(crate) async fn answer(
         &self,
         text: &str,
         tokens_max: u32,
     ) -> Result<Answered, CalibrateError> {
+        let asked = Instant::now();
         let prompt = self.prompt(text)?;
         let params =
             GenerationParams { max_tokens: Some(tokens_max), ..GenerationParams::default() };
-        let asked = Instant::now();
         let (_, mut events) = self.engine.generate(prompt.clone(), params).await?;
-        let output = self.read(&mut events).await?;
+        let (output, statistics, timings) = self.read(&mut events).await?;
         let lasted = asked.elapsed();
         let mut jobs: Vec<StageTiming> = self.timings.try_iter().collect();
         jobs.sort_by_key(|job| job.at_ns.start);
-        Ok(Answered { prompt, output, lasted, jobs })
+        Ok(Answered { prompt, output, lasted, jobs, statistics, timings })
     }
 
     async fn read(
         &self,
         events: &mut mpsc::Receiver<RequestEvent>,
-    ) -> Result<Vec<u32>, CalibrateError> {
+    ) -> Result<(Vec<u32>, Statistics, Timings), CalibrateError> {
         let mut output = Vec::new();
         while let Some(event) = events.recv().await {
             match event {
                 RequestEvent::Text { tokens, .. } => {
                     output.extend(tokens.iter().map(|token| token.pick.token));
                 }
-                RequestEvent::Finished { .. } => return Ok(output),
+                RequestEvent::Finished { statistics, timings, .. } => {
+                    return Ok((output, statistics, timings));
+                }
             }
         }
         Err(CalibrateError::Ended)

@@ -11,26 +11,23 @@ use serde::Serialize;
 
 use super::{CliError, Selection, in_system, print_json};
 use crate::calibrate::{
-    self, Calibration, Fingerprint, FreshCalibration, Options, PROMPTS, Step, StoreError,
+    self, Calibration, Fingerprint, FreshCalibration, Options, PROMPTS, Step, StoreError, Trace,
 };
 use crate::engine::EngineLimits;
 use crate::pair::Pair;
 
+/// Time for measuring units by themselves, where nobody says.
+pub(super) const SECONDS: u64 = 8;
+
 /// Where the calibration is.
 #[derive(Args, Clone, Debug, Default)]
-pub(crate) struct CalibrationPlace {
+pub struct CalibrationPlace {
     /// File of the calibration. Default: one for this pair in the user's cache folder.
     #[arg(long, value_name = "FILE.json", env = "OUTRIDER_CALIBRATION")]
     calibration: Option<PathBuf>,
 }
 
 impl CalibrationPlace {
-    /// Where the environment says, or in the user's cache folder.
-    pub(super) fn from_environment() -> Self {
-        let named = std::env::var_os("OUTRIDER_CALIBRATION").filter(|path| !path.is_empty());
-        Self { calibration: named.map(PathBuf::from) }
-    }
-
     fn path(&self, fingerprint: &Fingerprint) -> Result<PathBuf, StoreError> {
         match &self.calibration {
             Some(path) => Ok(path.clone()),
@@ -57,15 +54,16 @@ impl CalibrationPlace {
 pub(super) struct CalibrateArguments {
     #[command(flatten)]
     selection: Selection,
-    #[command(flatten)]
-    place: CalibrationPlace,
-    /// Prompts whose answers show how often the draft is right: one a line, the text before the first tab. Default: four
-    /// dozen sentences of the shipped pair's kind.
+    /// Prompts whose answers show how often the draft is right: one a line, the text before the first tab. Default: some
+    /// sentences of the shipped pair's kind.
     #[arg(long, value_name = "FILE.tsv")]
     prompts: Option<PathBuf>,
     /// Time for measuring units by themselves, seconds; runs of the engine come on top.
-    #[arg(long, value_name = "S", default_value_t = 14)]
+    #[arg(long, value_name = "S", default_value_t = SECONDS)]
     seconds: u64,
+    /// Write every job that is clocked to this file, one line of JSON an answer.
+    #[arg(long, value_name = "FILE.jsonl")]
+    trace: Option<PathBuf>,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -97,8 +95,9 @@ pub(super) fn run(arguments: CalibrateArguments) -> Result<(), CliError> {
         let limits = arguments.selection.limits();
         let prompts = prompts(arguments.prompts.as_ref())?;
         let budget = Duration::from_secs(arguments.seconds);
-        let taken = take(&pair, limits, (prompts, budget)).await?;
-        let path = arguments.place.path(&taken.fingerprint)?;
+        let trace = trace(arguments.trace.as_ref())?;
+        let taken = take(&pair, limits, (prompts, budget), trace.as_ref()).await?;
+        let path = arguments.selection.place.path(&taken.fingerprint)?;
         calibrate::save(&path, &taken)?;
         let summary = Summary::of(&taken, path);
         if arguments.json {
@@ -109,18 +108,43 @@ pub(super) fn run(arguments: CalibrateArguments) -> Result<(), CliError> {
     })
 }
 
+/// Takes the calibration anew if the one that is kept is of something else; one that never was is left to its operator.
+pub(super) async fn refresh(selection: &Selection) -> Result<(), CliError> {
+    let pair = selection.pair()?;
+    let limits = selection.limits();
+    match selection.place.load(&pair, &limits.plan_context(&pair)) {
+        Err(error @ (StoreError::Stale { .. } | StoreError::Format { .. })) => {
+            tracing::warn!(%error, "calibrating before requests are taken");
+            let asked = (prompts(None)?, Duration::from_secs(SECONDS));
+            let taken = take(&pair, limits, asked, None).await?;
+            let path = selection.place.path(&taken.fingerprint)?;
+            Ok(calibrate::save(&path, &taken)?)
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Calibrates with a progress bar.
 pub(super) async fn take(
     pair: &Pair,
     limits: EngineLimits,
     (prompts, budget): (Vec<String>, Duration),
+    trace: Option<&Trace>,
 ) -> Result<Calibration, CliError> {
     let bar = Bar::default();
     let show = |step: Step<'_>| bar.show(step);
-    let options = Options { prompts, budget, progress: &show };
+    let options = Options { prompts, budget, progress: &show, trace };
     let taken = calibrate::calibrate(pair, limits, options).await;
     bar.clear();
     Ok(taken?)
+}
+
+/// A trace's file.
+pub(super) fn trace(path: Option<&PathBuf>) -> Result<Option<Trace>, CliError> {
+    let create = |path: &PathBuf| {
+        Trace::create(path).map_err(|error| format!("cannot write {}: {error}", path.display()))
+    };
+    Ok(path.map(create).transpose()?)
 }
 
 /// Prompts from a file, or the calibration's own.

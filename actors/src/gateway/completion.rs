@@ -37,6 +37,14 @@ pub struct WireTimings {
     pub draft_n: u64,
     /// Of these, accepted.
     pub draft_n_accepted: u64,
+    /// Passes of the target that wrote something: `draft_n` over those that were not plain is the mean depth of its drafts.
+    pub rounds_n: u64,
+    /// Of these, without a drafted token.
+    pub rounds_n_plain: u64,
+    /// Of these, because the never-slower guard kept the request from drafting.
+    pub rounds_n_guarded: u64,
+    /// The guard when the text ended: `on` (drafts are made), `off`, or `trial`.
+    pub guard: &'static str,
 }
 
 /// An answer, or a part of a streamed one.

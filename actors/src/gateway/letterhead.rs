@@ -1,6 +1,7 @@
 //! How the parts of an answer are worded: what every part repeats, and what differs between the two routes.
 
 use actix_web::web::Bytes;
+use outrider_pipeline::pacing::GuardState;
 use outrider_pipeline::scheduler::{EmittedToken, FinishReason, Statistics};
 use serde::Serialize;
 
@@ -50,6 +51,14 @@ pub fn wire_timings(statistics: &Statistics, timings: &Timings) -> WireTimings {
         predicted_ms: timings.predicted_ms,
         draft_n: u64::from(statistics.draft_n),
         draft_n_accepted: u64::from(statistics.draft_n_accepted),
+        rounds_n: u64::from(statistics.rounds),
+        rounds_n_plain: u64::from(statistics.plain_rounds),
+        rounds_n_guarded: u64::from(statistics.guarded_rounds),
+        guard: match statistics.guard {
+            GuardState::On => "on",
+            GuardState::Off => "off",
+            GuardState::Trial => "trial",
+        },
     }
 }
 
@@ -76,6 +85,10 @@ impl Totals {
         total.predicted_ms = total.predicted_ms.max(one.predicted_ms);
         total.draft_n += one.draft_n;
         total.draft_n_accepted += one.draft_n_accepted;
+        total.rounds_n += one.rounds_n;
+        total.rounds_n_plain += one.rounds_n_plain;
+        total.rounds_n_guarded += one.rounds_n_guarded;
+        total.guard = one.guard;
     }
 }
 

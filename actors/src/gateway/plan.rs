@@ -123,9 +123,12 @@ pub(super) async fn rollback(engine: web::Data<Engine>) -> Result<HttpResponse, 
 pub(super) async fn timeline(
     engine: web::Data<Engine>,
     window: web::Query<Window>,
-) -> HttpResponse {
+) -> Result<HttpResponse, ServeError> {
     let last_us = window.last_ms.map(|last_ms| u64::from(last_ms) * 1000);
-    HttpResponse::Ok().content_type("application/json").body(engine.timeline(last_us))
+    // Thousands of events take a while to write: other answers go on meanwhile.
+    let written = web::block(move || engine.timeline(last_us)).await;
+    let trace = written.map_err(|error| ServeError::Failed(error.to_string()))?;
+    Ok(HttpResponse::Ok().content_type("application/json").body(trace))
 }
 
 fn wrong(message: &str) -> ServeError {

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
-use outrider_devices::{Device, DeviceError, Executable, MemoryUse, SequenceId};
+use outrider_devices::{Device, DeviceError, Executable, MemoryUse, Output, SequenceId};
 use outrider_plans::{StageId, UnitId};
 use tokio::sync::oneshot;
 
@@ -237,6 +237,11 @@ impl Desk {
                     None => Err(not_installed(stage)),
                 };
                 let result = meter.time(stage, Work::of_batch(&job.batch), || guard(run));
+                if let (Ok(Output::Activations(activations)), Some(next)) =
+                    (&result, job.route.hops.get(job.hop + 1))
+                {
+                    meter.sent(&next.unit, activations, &job.batch);
+                }
                 let broken = result.as_ref().err().and_then(lost);
                 Done { report: Some(Report::Ran(job, result)), broken }
             }

@@ -7,6 +7,7 @@
 use std::fmt;
 
 use crate::DeviceError;
+use crate::discovery::Machine;
 
 /// What kind of hardware an adapter is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
@@ -56,6 +57,16 @@ pub struct GpuAdapter {
     pub memory_bytes: Option<u64>,
     /// Whether a unit can be opened on it; else the reason.
     pub usable: Result<(), String>,
+}
+
+impl GpuAdapter {
+    /// Bytes that the executables of one unit may hold together unless told otherwise: nine tenths of the memory that the
+    /// driver tells, the rest being for its own buffers and for others; else half of the machine's.
+    pub fn budget_bytes(&self) -> Option<u64> {
+        let tenths = |bytes: u64| bytes / 10 * 9;
+        let half = || Some(Machine::here().memory.total? / 2);
+        self.memory_bytes.map(tenths).or_else(half)
+    }
 }
 
 impl fmt::Display for GpuAdapter {

@@ -16,7 +16,7 @@ use crate::graph::{Subgraph, WeightFormat};
 pub struct GpuOptions {
     /// A submission that takes longer is taken for a hang, and the device for lost.
     pub submission_timeout: Duration,
-    /// Most bytes that all executables of the device may hold together; `None` leaves it to the driver.
+    /// Most bytes that all executables of the device may hold together; `None` takes [`GpuAdapter::budget_bytes`].
     pub memory_budget_bytes: Option<u64>,
     /// Shape of the kernels; `None` chooses by the adapter.
     pub tuning: Option<Tuning>,
@@ -80,7 +80,7 @@ impl GpuDevice {
             queue,
             name,
             tuning,
-            memory_budget: options.memory_budget_bytes,
+            memory_budget: options.memory_budget_bytes.or_else(|| described.budget_bytes()),
             submission_timeout: options.submission_timeout,
             faults: options.faults,
         });

@@ -4,6 +4,7 @@
 //! name of the op that does not fit.
 
 use super::kernels::CacheShape;
+use super::tuning::Backing;
 use crate::device::SlotLimits;
 use crate::graph::{
     Graph, Node, Norm, Op, Rope, StageInput, StageOutput, Subgraph, ValueId, Weight, WeightId,
@@ -164,6 +165,7 @@ impl Stack {
             positions: limits.positions_max as u32,
             kv_heads: block.kv_heads as u32,
             head_dim: block.rope.head_dim as u32,
+            backing: Backing::Buffer,
         }
     }
 

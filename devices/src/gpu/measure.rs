@@ -237,6 +237,40 @@ pub fn draft(
     time
 }
 
+/// The least time of a prompt of `rows` rows, of which the last is picked, as [`pass`].
+pub fn prompt(
+    executable: &mut dyn Executable,
+    rows: usize,
+    timer: Timer<'_>,
+) -> Result<Duration, DeviceError> {
+    let batch = Batch { segments: vec![batch(0, rows, Want::Picks(1))] };
+    let time = timer.least(|| executable.run(&batch, None).map(drop));
+    executable.release(SequenceId(u64::MAX));
+    time
+}
+
+/// Dispatches of a pass of one row of `subgraph`.
+pub fn dispatches(
+    device: &GpuDevice,
+    (subgraph, limits): (&Subgraph, SlotLimits),
+) -> Result<usize, DeviceError> {
+    let stage = Stage::build(device.context(), subgraph, limits)?;
+    let near = |step: &&Step| matches!(step.reach, Reach::Any | Reach::Near);
+    let body = stage.steps.body.iter().filter(near).count();
+    Ok(body + stage.steps.head.len() + stage.steps.merge.len().min(1))
+}
+
+/// CPU time of this process so far, all its threads together: the clock of a software rasteriser. Zero where the system does
+/// not tell.
+pub fn cpu_time() -> Duration {
+    let mut total = 0;
+    for task in std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten() {
+        let text = std::fs::read_to_string(task.path().join("schedstat")).unwrap_or_default();
+        total += text.split(' ').next().and_then(|n| n.parse::<u64>().ok()).unwrap_or(0);
+    }
+    Duration::from_nanos(total)
+}
+
 /// Caches `base` positions, 8 rows at a time.
 fn fill(executable: &mut dyn Executable, base: u32) -> Result<(), DeviceError> {
     for first in (0..base).step_by(8) {

@@ -8,6 +8,8 @@
 
 mod adapter;
 mod autotune;
+mod between;
+mod builder;
 mod context;
 mod device;
 mod executable;

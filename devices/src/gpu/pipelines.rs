@@ -48,6 +48,8 @@ impl<'a> Pipelines<'a> {
                 Bind::VectorsOut => texture(wgpu::TextureFormat::Rgba32Float, Access::WriteOnly),
                 Bind::NumbersIn => texture(wgpu::TextureFormat::R32Float, Access::ReadOnly),
                 Bind::NumbersOut => texture(wgpu::TextureFormat::R32Float, Access::WriteOnly),
+                Bind::PairsIn => texture(wgpu::TextureFormat::Rg32Uint, Access::ReadOnly),
+                Bind::PairsOut => texture(wgpu::TextureFormat::Rg32Uint, Access::WriteOnly),
             },
             count: None,
         };

@@ -123,6 +123,7 @@ fn every_tuning_agrees_with_the_reference() {
         },
         Tuning { chunk: 8, pick_span: 32, attention_span: 16, ..base.clone() },
         Tuning { chunk: 16, part_tiles: 6, pass_rows: 16, ..base.clone() },
+        Tuning { backing: Backing::Buffer, chunk: 16, part_tiles: 6, ..base.clone() },
     ];
     let formats = [WeightFormat::Q8_0, WeightFormat::Q4_0, WeightFormat::Q4_1, WeightFormat::F16];
     for (index, tuning) in tunings.into_iter().enumerate() {
@@ -369,6 +370,9 @@ fn a_broken_shader_is_a_compile_error_with_the_compilers_words() {
 fn what_does_not_fit_is_out_of_memory_and_leaves_the_device_usable() {
     let tiny = whole(&synthetic::tiny(1), WeightFormat::Q8_0);
     let Some(mut device) = faulty(GpuFault::OutOfMemoryAtAllocation(0)) else { return };
+    let budget = device.context().memory_budget.unwrap();
+    assert_eq!(Some(budget), device.adapter().budget_bytes());
+    assert!(device.adapter().memory_bytes.is_none_or(|all| all / 2 < budget && budget < all));
     let refused = device.prepare(&tiny, LIMITS).err().unwrap();
     assert!(matches!(refused, DeviceError::OutOfMemory { .. }), "{refused}");
     let needed = device.prepare(&tiny, LIMITS).unwrap().memory();
@@ -379,6 +383,8 @@ fn what_does_not_fit_is_out_of_memory_and_leaves_the_device_usable() {
     let first = device.prepare(&tiny, LIMITS).unwrap();
     let refused = device.prepare(&tiny, LIMITS).err().unwrap();
     assert!(matches!(refused, DeviceError::OutOfMemory { .. }), "{refused}");
+    let numbers = format!("{needed} of {} bytes are taken", needed * 3 / 2);
+    assert!(refused.to_string().contains(&numbers), "{refused}");
     drop(first);
     device.prepare(&tiny, LIMITS).unwrap();
     let huge = SlotLimits {

@@ -5,15 +5,19 @@ use std::time::Duration;
 
 use super::adapter::{AdapterKind, GpuAdapter};
 use super::kernels::Lanes;
+use super::pack::Order;
+
+/// Most texels in a row of a texture: what every adapter has.
+const TEXTURE_SIDE: usize = 8192;
 
 /// What weights, and the activations that they are multiplied with, are read through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Backing {
-    /// Storage buffers: best on hardware.
+    /// Storage buffers, the lanes of a workgroup sharing the columns of a tile: best on hardware.
     Buffer,
-    /// Storage textures of four 32-bit words a texel: best on a software rasteriser, which gathers texels as vectors
-    /// but storage words one by one.
+    /// Storage textures of four 32-bit words a texel, a tile for each lane: best on a software rasteriser, which gathers
+    /// texels as vectors but storage words one by one, and adds up over lanes one by one.
     Texture,
 }
 
@@ -78,7 +82,7 @@ impl Tuning {
                 subgroup,
                 lanes,
                 lanes_max: lanes,
-                tiles: [4, 2, 2, 2],
+                tiles: [2, 1, 1, 1],
                 chunk: 32,
                 sums: Sums::Whole,
                 unroll: [1; 4],
@@ -120,8 +124,24 @@ impl Tuning {
         sizes.clone().find(busy).or(sizes.next_back()).expect("8 columns are always allowed")
     }
 
+    /// How a matrix of `columns` lies: whole blocks.
+    pub(super) fn order_of(&self, columns: usize) -> Order {
+        match self.backing {
+            Backing::Buffer => Order::Planes { chunk: self.chunk_of(columns) },
+            Backing::Texture => {
+                let (lanes, blocks) = (self.lanes as usize, columns / 32);
+                // No format has more planes than half precision.
+                let rows = blocks.div_ceil(TEXTURE_SIDE / (16 * lanes));
+                Order::Streams { lanes, row_blocks: blocks.div_ceil(rows) }
+            }
+        }
+    }
+
     /// Lanes of a kernel of a matrix of `columns`: one for each chunk, within the bounds.
     pub(super) fn lanes_of(&self, columns: usize) -> Lanes {
+        if self.backing == Backing::Texture {
+            return Lanes { count: self.lanes, subgroup: self.subgroup, sums: self.sums };
+        }
         let chunks = (columns / self.chunk_of(columns)) as u32;
         let whole = match self.subgroup {
             Some(size) => chunks.next_multiple_of(size),

@@ -3,9 +3,7 @@
 use std::ops::Range;
 
 use super::context::{Context, Doing};
-use super::kernels::TEXTURE_SIDE;
-use super::pack::{Layout, Matrix};
-use super::tuning::Backing;
+use super::pack::{Layout, Matrix, Order};
 use crate::DeviceError;
 
 /// Workgroups along one side of a grid.
@@ -40,31 +38,28 @@ impl Part {
 /// Tiles of a part under the adapter's limits.
 fn tiles_max(context: &Context, layout: &Layout) -> usize {
     let limits = &context.limits;
-    let binding = limits.max_storage_buffer_binding_size.min(limits.max_buffer_size) as usize;
-    let words = match context.tuning.backing {
-        Backing::Buffer => binding / 16,
-        Backing::Texture => {
-            // The rows are staged through one buffer.
+    let buffer = limits.max_buffer_size as usize;
+    let binding = buffer.min(limits.max_storage_buffer_binding_size as usize);
+    let piece_bytes = layout.piece_words() * 16;
+    let pieces = match layout.order {
+        Order::Planes { .. } => {
+            let by_scales = binding / layout.tile_scale_bytes().max(1);
+            (binding / piece_bytes).min(by_scales).min(GRID_MAX)
+        }
+        // The rows are staged through one buffer.
+        Order::Streams { .. } => {
             let side = limits.max_texture_dimension_2d as usize;
-            (side * TEXTURE_SIDE as usize).min(limits.max_buffer_size as usize / 16)
+            (side / layout.group_rows()).min(buffer / piece_bytes).min(GRID_MAX)
         }
     };
-    let by_words = words / layout.tile_words();
-    let by_scales = binding / layout.tile_scale_bytes().max(1);
-    let most = by_words.min(by_scales).min(GRID_MAX).min(context.tuning.part_tiles);
-    // Tiles may come in pairs, which stay together.
-    most & !1
+    let asked = (context.tuning.part_tiles / layout.piece_tiles()).max(2);
+    // Pieces may come in pairs, which stay together.
+    (pieces.min(asked) & !1).saturating_mul(layout.piece_tiles())
 }
 
 /// Bytes that `layout` takes on the device.
-pub(super) fn bytes(layout: &Layout, backing: Backing) -> u64 {
-    let words = match backing {
-        Backing::Buffer => layout.tiles * layout.tile_words(),
-        Backing::Texture => {
-            (layout.tiles * layout.tile_words()).next_multiple_of(TEXTURE_SIDE as usize)
-        }
-    };
-    (words * 16 + layout.tiles * layout.tile_scale_bytes()) as u64
+pub(super) fn bytes(layout: &Layout) -> u64 {
+    (layout.pieces() * layout.piece_words() * 16 + layout.tiles * layout.tile_scale_bytes()) as u64
 }
 
 /// Uploads `matrix`.
@@ -98,14 +93,12 @@ fn upload_part(
     matrix: &Matrix<'_>,
     (first_tile, layout): (usize, Layout),
 ) -> Result<Part, DeviceError> {
-    let tile_bytes = layout.tile_words() * 16;
+    let piece_bytes = layout.piece_words() * 16;
     let scale_bytes = layout.tile_scale_bytes();
-    let side = TEXTURE_SIDE as usize * 16;
-    let (usage, size) = match context.tuning.backing {
-        Backing::Buffer => (wgpu::BufferUsages::STORAGE, layout.tiles * tile_bytes),
-        Backing::Texture => {
-            (wgpu::BufferUsages::COPY_SRC, (layout.tiles * tile_bytes).next_multiple_of(side))
-        }
+    let size = layout.pieces() * piece_bytes;
+    let usage = match layout.order {
+        Order::Planes { .. } => wgpu::BufferUsages::STORAGE,
+        Order::Streams { .. } => wgpu::BufferUsages::COPY_SRC,
     };
     let words = mapped(context, name, usage, size)?;
     let scales = match scale_bytes {
@@ -118,8 +111,8 @@ fn upload_part(
         let mut scale_view =
             scales.as_ref().map(|s| s.get_mapped_range_mut(..)).transpose().map_err(gone)?;
         let (mut word_at, mut scale_at) = (0, 0);
-        for tiles in batches(layout.tiles, tile_bytes) {
-            for (packed, packed_scales) in pack(matrix, first_tile, tiles) {
+        for pieces in batches(layout.pieces(), piece_bytes) {
+            for (packed, packed_scales) in pack(matrix, first_tile, pieces) {
                 let bytes: &[u8] = bytemuck::cast_slice(&packed);
                 word_view.slice(word_at..word_at + bytes.len()).copy_from_slice(bytes);
                 word_at += bytes.len();
@@ -135,41 +128,42 @@ fn upload_part(
     if let Some(scales) = &scales {
         scales.unmap();
     }
-    let words = match context.tuning.backing {
-        Backing::Buffer => Words::Buffer(words),
-        Backing::Texture => Words::Texture(texture(context, name, &words)?),
+    let words = match layout.order {
+        Order::Planes { .. } => Words::Buffer(words),
+        Order::Streams { .. } => Words::Texture(texture(context, name, (&words, layout))?),
     };
     Ok(Part { layout, first_tile, words, scales })
 }
 
-/// Ranges of tiles that are packed before they are copied: few bytes, so that loading a model needs little more memory
+/// Ranges of pieces that are packed before they are copied: few bytes, so that loading a model needs little more memory
 /// than the model.
-fn batches(tiles: usize, tile_bytes: usize) -> impl Iterator<Item = Range<usize>> {
+fn batches(pieces: usize, piece_bytes: usize) -> impl Iterator<Item = Range<usize>> {
     const BYTES: usize = 16 << 20;
-    let step = (BYTES / tile_bytes).max(1);
-    (0..tiles).step_by(step).map(move |first| first..tiles.min(first + step))
+    let step = (BYTES / piece_bytes).max(1);
+    (0..pieces).step_by(step).map(move |first| first..pieces.min(first + step))
 }
 
-/// Words and scales of a range of tiles, in order, packed on every core that there is.
+/// Words and scales of a range of pieces, in order, packed on every core that there is.
 fn pack(
     matrix: &Matrix<'_>,
     first_tile: usize,
-    tiles: Range<usize>,
+    pieces: Range<usize>,
 ) -> Vec<(Vec<[u32; 4]>, Vec<u32>)> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let share = tiles.len().div_ceil(threads).max(1);
+    let share = pieces.len().div_ceil(threads).max(1);
     let pack_range = |range: Range<usize>| {
         let (mut words, mut scales) = (Vec::new(), Vec::new());
-        for tile in range {
-            matrix.pack_tile(first_tile + tile, &mut words, &mut scales);
+        for piece in range {
+            let tile = first_tile + piece * matrix.layout.piece_tiles();
+            matrix.pack(tile, &mut words, &mut scales);
         }
         (words, scales)
     };
     std::thread::scope(|scope| {
-        let workers: Vec<_> = tiles
+        let workers: Vec<_> = pieces
             .clone()
             .step_by(share)
-            .map(|first| first..tiles.end.min(first + share))
+            .map(|first| first..pieces.end.min(first + share))
             .map(|range| scope.spawn(move || pack_range(range)))
             .collect();
         let joined = |worker: std::thread::ScopedJoinHandle<'_, _>| {
@@ -199,11 +193,12 @@ fn mapped(
 fn texture(
     context: &Context,
     name: &str,
-    staged: &wgpu::Buffer,
+    (staged, layout): (&wgpu::Buffer, Layout),
 ) -> Result<wgpu::TextureView, DeviceError> {
-    let row_bytes = TEXTURE_SIDE * 16;
+    let width = layout.row_texels() as u32;
+    let row_bytes = width * 16;
     let size = wgpu::Extent3d {
-        width: TEXTURE_SIDE,
+        width,
         height: (staged.size() / u64::from(row_bytes)) as u32,
         depth_or_array_layers: 1,
     };

@@ -140,6 +140,11 @@ impl Calibration {
         Acceptance::by_position((0..DRAFT_TOKENS_MAX).map(|place| self.of_place(place)).collect())
     }
 
+    /// Tokens judged since the start.
+    pub(super) fn judged(&self) -> u64 {
+        self.counts.iter().map(|bin| bin.judged).sum()
+    }
+
     /// What was judged since the start, by bin of confidence.
     pub fn counts(&self) -> &[BinCounts; CONFIDENCE_BINS] {
         &self.counts

@@ -9,8 +9,11 @@
 //!   jobs that end  ──▶ times: passes by rows, drafts by company ──┐
 //!                                                                 ├─▶ worth: floors by depth ──▶ Reach of each sequence
 //!   tokens judged  ──▶ calibration: by confidence, place, request ┘                                      ▲
-//!   cycles         ──▶ guard: what drafts brought, in tokens ──────────── nothing, or one request only ──┘
+//!   cycles         ──▶ guard: what drafts brought, in tokens ──────────────── so much may be at stake ──┘
 //! ```
+//!
+//! The guard counts what cycles brought, and what the jobs in them usually take: a machine that holds up a job now and then
+//! holds it up with and without drafts, so that a single slow round says nothing about either.
 //!
 //! *Invariant:* no clock: times come with the events. What is decided here changes when a token is computed, never which.
 
@@ -27,8 +30,8 @@ pub use worth::{Prospects, Reach};
 use guard::{Cycle, Guard};
 use outrider_plans::CONFIDENCE_BINS;
 use outrider_plans::mode::DRAFT_TOKENS_MAX;
-use times::{DraftTimes, PassTimes};
-use worth::Rates;
+use times::{DraftTimes, PassTimes, Recent};
+use worth::{AtStake, Rates};
 
 /// Times that were measured before, so that the first requests are not decoded by guesses.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -91,8 +94,10 @@ struct Span {
     /// `None` if it cannot be counted: nothing was decoded, or something else was done as well.
     since_ns: Option<u64>,
     drafted: bool,
-    /// Time that went into reading missed text.
-    missed_ns: f64,
+    /// What the draft's jobs that ended in it took, what they usually take, and how much of that is reading missed text.
+    took_ns: f64,
+    usual_ns: f64,
+    reading_ns: f64,
 }
 
 /// What can be seen of the pacer from outside.
@@ -108,6 +113,10 @@ pub struct PacingView {
     pub depths: [u64; DRAFT_TOKENS_MAX as usize + 1],
     /// Tokens judged, by bin of confidence.
     pub bins: [BinCounts; CONFIDENCE_BINS],
+    /// What drafts may lose before the guard switches them off, in tokens.
+    pub balance: f64,
+    /// Tokens that came of cycles with drafts, and those that the target alone would have given in that time.
+    pub brought: (f64, f64),
 }
 
 /// Decides for all sequences of a service how far drafts run.
@@ -124,21 +133,37 @@ pub struct Pacer {
     target: Option<Under<TargetJob>>,
     draft: Option<Under<DraftJob>>,
     span: Span,
-    /// Between a pass and the next if nothing is drafted.
-    turn_ns: f64,
+    /// Between a pass and the next if nothing is drafted, and if the draft answers between them, its own time apart.
+    turns: (Recent<15>, Recent<15>),
+    /// Tokens that came of cycles with drafts, and those that the target alone would have given in that time.
+    brought: (f64, f64),
     /// The pass under way had no draft beside it.
     undisturbed: bool,
     /// Passes without drafts still to be measured, and tokens since the last one.
     probes: u32,
     since_probe: u32,
+    /// The last measurement was unlike those before.
+    doubtful: bool,
+    /// Tokens since a draft was made.
+    idle: u32,
     depths: [u64; DRAFT_TOKENS_MAX as usize + 1],
 }
 
 impl Pacer {
-    /// Passes without drafts in a row, to know what the target alone takes.
-    const PROBES: u32 = 2;
-    /// Tokens after which they are measured anew.
+    /// Passes without drafts in a row, to know what the target alone takes; and of those in doubt.
+    const PROBES: u32 = 5;
+    const PROBES_SURE: u32 = 15;
+    /// Jobs of a draft after which its time is believed, and tokens without a draft after which it is not any more.
+    const JOBS_SURE: usize = 3;
+    const IDLE_MAX: u32 = 384;
+    /// Judged tokens after which a draft is known, and what a cycle may lose before, in tokens.
+    const JUDGED_SURE: u64 = 32;
+    const UNSURE: f64 = 1.5;
+    /// What the account keeps when drafts read text that they have missed, in tokens.
+    const KEPT: f64 = 3.0;
+    /// Tokens after which they are measured anew, and after which they are if the machine's speed has changed.
     const PROBE_EVERY: u32 = 512;
+    const PROBE_AGAIN: u32 = 48;
 
     /// A pacer that has seen nothing but these times.
     pub fn new(known: &KnownTimes) -> Self {
@@ -154,9 +179,12 @@ impl Pacer {
             target: None,
             draft: None,
             span: Span::default(),
-            turn_ns: 0.0,
+            turns: Default::default(),
+            brought: (0.0, 0.0),
             undisturbed: false,
             since_probe: 0,
+            doubtful: false,
+            idle: 0,
             depths: [0; DRAFT_TOKENS_MAX as usize + 1],
         }
     }
@@ -178,6 +206,7 @@ impl Pacer {
     pub(crate) fn draft_starts(&mut self, job: DraftJob) {
         self.span.since_ns.get_or_insert(self.now_ns);
         self.span.drafted = true;
+        self.idle = 0;
         self.undisturbed = false;
         self.draft = Some(Under { job, since_ns: self.now_ns });
     }
@@ -187,15 +216,32 @@ impl Pacer {
         let Some(Under { job, since_ns }) = self.draft.take() else { return };
         let took_ns = self.now_ns - since_ns;
         let DraftJob { sequences, missed } = job;
-        if missed == 0 {
-            self.drafts.note(sequences, steps, took_ns);
+        let took = took_ns as f64;
+        if missed >= 16 {
+            self.drafts.note_missed(missed, (sequences, steps), took_ns);
         } else {
-            // A few rows say nothing beside the steps of the same job.
-            if missed >= 16 {
-                self.drafts.note_missed(missed, (sequences, steps), took_ns);
-            }
-            self.span.missed_ns += self.drafts.missed(missed).min(took_ns as f64);
+            // A few rows say little of what a row takes, but must not pass for steps.
+            let known = self.drafts.seen() > 0;
+            let guess = took * few_rows(missed, steps);
+            let rows = if known { self.drafts.missed(missed) } else { guess };
+            self.drafts.note(sequences, steps, (took - rows.min(0.5 * took)) as u64);
         }
+        let took_ns = took;
+        let reading_ns = self.drafts.missed(missed).min(took_ns);
+        let steps = f64::from(steps);
+        let mut drafting_ns = match self.drafts.at(sequences) {
+            Some(time) => time.of(steps),
+            None => took_ns - reading_ns,
+        };
+        let mut reading_ns = reading_ns;
+        if let Some(pass_ns) = self.quiet.at(1).filter(|_| self.drafts.seen() < 2) {
+            // The first job may have been held up, and there is nothing to compare it with: a step takes no pass.
+            drafting_ns = drafting_ns.min(pass_ns * steps);
+            reading_ns = reading_ns.min(pass_ns * f64::from(missed) / 8.0);
+        }
+        self.span.took_ns += took_ns;
+        self.span.usual_ns += drafting_ns + reading_ns;
+        self.span.reading_ns += reading_ns;
     }
 
     /// The target answers; `tokens` of text came of it. `catch_up` rows would have to be read by the draft of a sequence
@@ -212,54 +258,76 @@ impl Pacer {
         } else {
             self.busy.note(job.rows, took_ns);
         }
+        self.idle = self.idle.saturating_add(tokens);
         let plain_pass = self.undisturbed && job.offered == 0;
-        self.count_probe(plain_pass, tokens);
+        self.count_probe(plain_pass, tokens, (job.rows, job.company));
         let (Some(start_ns), Some(pass_ns)) = (span.since_ns, self.quiet.at(job.company)) else {
             return;
         };
-        let cycle_ns = (self.now_ns - start_ns) as f64;
-        let token_ns = (pass_ns + self.turn_ns) / f64::from(job.company.max(1));
+        let gap_ns = since_ns.saturating_sub(start_ns) as f64;
+        // What the target waited for the draft, and what lies between jobs.
+        let waited_ns = gap_ns.min(span.took_ns);
+        let turns = if span.took_ns > 0.0 { &mut self.turns.1 } else { &mut self.turns.0 };
+        turns.push(gap_ns - waited_ns);
+        let turn_ns = turns.median().unwrap_or(0.0);
+        let token_ns = (pass_ns + self.turn_ns()) / f64::from(job.company.max(1));
         if span.drafted {
-            // What a try spends on reading missed text is bounded by how long it has waited.
-            let reading =
-                if self.guard.state() == GuardState::Trial { span.missed_ns } else { 0.0 };
-            // A cycle that took twice what its parts take was held up by something else.
-            let usual = 2.0 * self.usual_ns(&job) + span.missed_ns;
-            let counted_ns = cycle_ns.min(usual.max(pass_ns)) - reading;
-            self.guard.drafted(Cycle { tokens, plain: counted_ns.max(0.0) / token_ns });
+            let passes = if self.undisturbed { &self.quiet } else { &self.busy };
+            // A pass of many rows never takes longer than a pass for each.
+            let one_ns = self.quiet.at(1).unwrap_or(pass_ns);
+            let usual_ns = passes.at(job.rows).unwrap_or(pass_ns).min(one_ns * f64::from(job.rows));
+            let usual = if waited_ns > 0.0 { (span.usual_ns / span.took_ns).min(4.0) } else { 1.0 };
+            let plain = (usual_ns + waited_ns * usual + turn_ns) / token_ns;
+            let reading = span.reading_ns.min(waited_ns * usual) / token_ns;
+            self.brought.0 += f64::from(tokens);
+            self.brought.1 += plain;
+            self.guard.drafted(Cycle { tokens, plain, reading });
         } else {
-            if plain_pass {
-                let turn = (cycle_ns - took_ns as f64).clamp(0.0, pass_ns / 4.0);
-                self.turn_ns += (turn - self.turn_ns) / 16.0;
-            }
             self.calibration.fade(tokens);
             self.guard.alone(tokens, self.drafts.missed(catch_up) / token_ns);
         }
     }
 
-    /// What a cycle with this pass takes if nothing holds it up.
-    fn usual_ns(&self, job: &TargetJob) -> f64 {
-        let pass = self.quiet.at(job.rows).unwrap_or(0.0);
-        let steps = f64::from(job.offered.div_ceil(job.company.max(1)).max(2)) + 1.0;
-        let draft = self.drafts.at(job.company).map_or(pass, |time| time.of(steps));
-        pass + self.turn_ns + draft
+    /// Between a pass and the next if nothing is drafted.
+    fn turn_ns(&self) -> f64 {
+        self.turns.0.median().unwrap_or(0.0)
     }
 
-    fn count_probe(&mut self, plain_pass: bool, tokens: u32) {
+    fn count_probe(&mut self, plain_pass: bool, tokens: u32, (rows, company): (u32, u32)) {
         if plain_pass {
+            let probing = self.probes > 0;
             self.probes = self.probes.saturating_sub(1);
-            self.since_probe = 0;
+            if probing && self.probes == 0 {
+                self.probed(rows);
+            }
             return;
         }
         self.since_probe += tokens;
-        if self.since_probe >= Self::PROBE_EVERY {
+        let again = self.since_probe >= Self::PROBE_AGAIN && self.quiet.has_drifted(rows, company);
+        if again || self.since_probe >= Self::PROBE_EVERY {
             (self.probes, self.since_probe) = (Self::PROBES, 0);
         }
     }
 
+    /// The target's plain passes have been measured. If they were unlike those before, a few more tell whether the machine
+    /// has changed, or was held up.
+    fn probed(&mut self, rows: u32) {
+        let (few, many) = (Self::PROBES as usize, Self::PROBES_SURE as usize);
+        if !self.doubtful && self.quiet.have_changed(rows, few) {
+            (self.probes, self.doubtful) = (Self::PROBES_SURE - Self::PROBES, true);
+            return;
+        }
+        if self.doubtful && self.quiet.have_changed(rows, many) {
+            self.quiet.forget_before(many);
+            self.busy.forget_before(many);
+        }
+        (self.since_probe, self.doubtful) = (0, false);
+        self.quiet.mark();
+    }
+
     fn next_span(&mut self) -> Span {
         let next =
-            Span { since_ns: Some(self.now_ns), drafted: self.draft.is_some(), missed_ns: 0.0 };
+            Span { since_ns: Some(self.now_ns), drafted: self.draft.is_some(), ..Span::default() };
         std::mem::replace(&mut self.span, next)
     }
 
@@ -270,10 +338,10 @@ impl Pacer {
 
     /// The models run elsewhere from here on: what jobs took says nothing any more. What drafts are like stays.
     pub(crate) fn moved(&mut self) {
-        let (calibration, depths) = (self.calibration.clone(), self.depths);
+        let (calibration, depths, brought) = (self.calibration.clone(), self.depths, self.brought);
         let (target, draft, now_ns) = (self.target, self.draft, self.now_ns);
         let fresh = Self::new(&KnownTimes::default());
-        *self = Self { calibration, depths, target, draft, now_ns, ..fresh };
+        *self = Self { calibration, depths, brought, target, draft, now_ns, ..fresh };
     }
 
     /// A job of the target was lost.
@@ -293,6 +361,27 @@ impl Pacer {
         self.depths[tokens.min(DRAFT_TOKENS_MAX) as usize] += 1;
     }
 
+    /// Rows of missed text that the draft of a sequence may read now although nothing is drafted, if it has missed so many.
+    pub(crate) fn reading_ahead(&self, missed: u32, company: u32) -> u32 {
+        let Some(pass_ns) = self.quiet.at(company.max(1)) else { return 0 };
+        let token_ns = (pass_ns + self.turn_ns()) / f64::from(company.max(1));
+        let row = self.drafts.missed(1) / token_ns;
+        let piece = self.guard.reading_ahead(row * f64::from(missed));
+        let now = self.probes == 0 && row > 0.0 && self.span.reading_ns == 0.0;
+        if now { (piece / row) as u32 } else { 0 }
+    }
+
+    /// What reading missed text has cost in this cycle, which the guard has yet to hear of, in tokens.
+    fn read(&self, company: u32) -> f64 {
+        let pass_ns = self.quiet.at(company.max(1)).map_or(f64::INFINITY, |ns| ns + self.turn_ns());
+        self.span.reading_ns * f64::from(company.max(1)) / pass_ns
+    }
+
+    /// What the guard says.
+    pub(crate) fn guard(&self) -> GuardState {
+        self.guard.state()
+    }
+
     /// Whether anyone may draft now.
     pub(crate) fn state(&self) -> GuardState {
         if self.probes > 0 { GuardState::Off } else { self.guard.state() }
@@ -304,18 +393,38 @@ impl Pacer {
             Rhythm::Overlapping if self.busy.at(1).is_some() => &self.busy,
             _ => &self.quiet,
         };
+        // The first jobs of a draft may have been held up, and what was measured long ago may be true no longer: as if
+        // nothing were known, it is tried again.
+        let doubtful = self.drafts.seen() < Self::JOBS_SURE || self.idle >= Self::IDLE_MAX;
         let rates = Rates {
             passes,
-            draft: self.drafts.at(company),
-            turn_ns: self.turn_ns,
+            draft: self.drafts.at(company).filter(|_| !doubtful),
+            turn_ns: self.turn_ns(),
             rhythm,
             calibration: &self.calibration,
         };
-        let credit = match self.guard.state() {
-            GuardState::Trial => Some(self.guard.credit()),
-            _ => None,
+        let trial = self.guard.state() == GuardState::Trial;
+        let at_stake = AtStake {
+            // As long as little is known of a draft, its own word for itself is not worth much.
+            tokens_max: match self.calibration.judged() < Self::JUDGED_SURE {
+                true => self.guard.at_stake_max().min(Self::UNSURE),
+                false => self.guard.at_stake_max(),
+            },
+            // A try is made by one sequence, so that it costs little; and so is the first draft of all.
+            drafters_max: if trial || rates.draft.is_none() { 1 } else { company.max(1) },
+            row_missed_ns: self.drafts.missed(1),
+            // A try has waited until it could pay for what it has to read.
+            reading_max: match trial {
+                true => (f64::INFINITY, f64::INFINITY),
+                // Whoever has not drafted for long has to read before anything can be learnt anew.
+                false if self.idle >= Self::IDLE_MAX => (self.guard.balance(), 0.0),
+                false => {
+                    let left = self.guard.balance() - self.read(company);
+                    (left.clamp(0.0, 1.0).max(left - Self::KEPT), (left - Self::KEPT).max(0.0))
+                }
+            },
         };
-        Prospects::new(&rates, company.max(1), rows_max, credit)
+        Prospects::new(&rates, company.max(1), rows_max, at_stake)
     }
 
     /// What can be seen from outside.
@@ -327,6 +436,14 @@ impl Pacer {
             switched_on,
             depths: self.depths,
             bins: *self.calibration.counts(),
+            balance: self.guard.balance(),
+            brought: self.brought,
         }
     }
+}
+
+/// The share of a job's time that a few rows take beside its steps, as long as nothing better is known.
+fn few_rows(rows: u32, steps: u32) -> f64 {
+    let rows = f64::from(rows) / 8.0;
+    rows / (rows + f64::from(steps.max(1)))
 }

@@ -8,57 +8,136 @@ const SINGLE_ROWS: u32 = 16;
 /// Entries: 16 single ones and 14 of eight rows.
 const ENTRIES: usize = 30;
 
-/// A mean that follows what it is told.
+/// What something usually takes: the median of the last times. A few long waits (another program had the processor) must
+/// not pass for the time of a job.
 #[derive(Clone, Copy, Debug, Default)]
-struct Mean {
+struct Usual {
     ns: f64,
-    weight: f64,
+    last: Recent<31>,
+    /// What it took when the target's plain pass was measured last.
+    mark: Option<f64>,
 }
 
-impl Mean {
-    const MEMORY: f64 = 48.0;
-
+impl Usual {
     fn note(&mut self, ns: f64) {
-        // One long wait (another program had the processor) must not pass for the time of a job.
-        let ns = if self.weight >= 4.0 { ns.min(3.0 * self.ns) } else { ns };
-        self.weight = (self.weight + 1.0).min(Self::MEMORY);
-        self.ns += (ns - self.ns) / self.weight;
+        self.last.push(ns);
+        self.ns = self.last.median().unwrap_or(ns);
+    }
+
+    /// How much slower the last `count` were than what is usual; 1 if there were no more than that.
+    fn change(&self, count: usize) -> f64 {
+        let last = self.last.median_of(count).filter(|_| self.last.len > count);
+        last.map_or(1.0, |last| last / self.ns)
+    }
+
+    /// Remembers the last `count` only.
+    fn forget_before(&mut self, count: usize) {
+        let mut kept = Recent::default();
+        self.last.last(count).for_each(|ns| kept.push(ns));
+        self.last = kept;
+        self.ns = self.last.median().unwrap_or(self.ns);
+    }
+
+    fn weight(&self) -> f64 {
+        self.last.len as f64
+    }
+}
+
+/// The last `N` of something.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Recent<const N: usize> {
+    values: [f64; N],
+    len: usize,
+    next: usize,
+}
+
+impl<const N: usize> Default for Recent<N> {
+    fn default() -> Self {
+        Self { values: [0.0; N], len: 0, next: 0 }
+    }
+}
+
+impl<const N: usize> Recent<N> {
+    pub(super) fn push(&mut self, value: f64) {
+        self.values[self.next] = value;
+        self.next = (self.next + 1) % N;
+        self.len = (self.len + 1).min(N);
+    }
+
+    /// The last `count`, oldest first.
+    fn last(&self, count: usize) -> impl Iterator<Item = f64> {
+        let count = count.min(self.len);
+        (0..count).map(move |i| self.values[(self.next + N - count + i) % N])
+    }
+
+    /// The one in the middle; of two the lower, since jobs are held up and never hurried.
+    pub(super) fn median(&self) -> Option<f64> {
+        self.median_of(N)
+    }
+
+    /// The one in the middle of the last `count`.
+    fn median_of(&self, count: usize) -> Option<f64> {
+        let mut sorted = [0.0; N];
+        let len = self.last(count).zip(&mut sorted).map(|(value, place)| *place = value).count();
+        sorted[..len].sort_by(f64::total_cmp);
+        sorted[..len].get(len.saturating_sub(1) / 2).copied()
     }
 }
 
 /// Time of a target's pass by its number of rows.
 #[derive(Clone, Debug)]
 pub(crate) struct PassTimes {
-    /// At the machine's usual speed.
-    entries: [Mean; ENTRIES],
-    /// What passes take at present, of that: another program, or heat, slows all of them down alike.
-    pace: f64,
+    entries: [Usual; ENTRIES],
 }
 
 impl PassTimes {
     /// Without any other knowledge a row costs this share of a pass of one.
     const ROW_SHARE: f64 = 0.1;
-    /// How fast the pace follows.
-    const DRIFT: f64 = 0.2;
-
+    /// A machine that has become so much slower or faster is measured anew.
+    const DRIFT: f64 = 1.25;
     /// Starts from times that were measured before: rows and nanoseconds.
     pub(crate) fn new(known: &[(u32, u64)]) -> Self {
-        let mut times = Self { entries: [Mean::default(); ENTRIES], pace: 1.0 };
+        let mut times = Self { entries: [Usual::default(); ENTRIES] };
         for &(rows, ns) in known.iter().filter(|(rows, ns)| *rows > 0 && *ns > 0) {
-            times.entries[entry_of(rows)] = Mean { ns: ns as f64, weight: 2.0 };
+            times.note(rows, ns);
         }
         times
     }
 
     /// A pass of so many rows took so long.
     pub(crate) fn note(&mut self, rows: u32, ns: u64) {
-        let ns = (ns as f64).max(1.0);
-        if let Some(expected) = self.at(rows) {
-            // One long wait must not pass for a slow machine.
-            let ratio = (ns / expected).clamp(0.6, 1.5);
-            self.pace = (self.pace * (1.0 + Self::DRIFT * (ratio - 1.0))).clamp(0.1, 10.0);
+        self.entries[entry_of(rows)].note((ns as f64).max(1.0));
+    }
+
+    /// Whether the last `count` passes of so many rows were slower or faster than those before.
+    pub(crate) fn have_changed(&self, rows: u32, count: usize) -> bool {
+        let change = self.entries[entry_of(rows)].change(count);
+        !(1.0 / Self::DRIFT..Self::DRIFT).contains(&change)
+    }
+
+    /// Remembers the last `count` passes of each number of rows only.
+    pub(crate) fn forget_before(&mut self, count: usize) {
+        self.entries.iter_mut().for_each(|entry| entry.forget_before(count));
+    }
+
+    /// What passes take now is what later ones are compared with.
+    pub(crate) fn mark(&mut self) {
+        for entry in self.entries.iter_mut().filter(|entry| entry.weight() > 0.0) {
+            entry.mark = Some(entry.ns);
         }
-        self.entries[entry_of(rows)].note(ns / self.pace);
+    }
+
+    /// Whether passes of so many rows have become slower or faster since they were marked: by another program, or by heat.
+    /// So has the machine where passes of `plain` rows, fewer of them, seem to take longer.
+    pub(crate) fn has_drifted(&mut self, rows: u32, plain: u32) -> bool {
+        let plain_ns = self.entries[entry_of(plain)].ns;
+        let entry = &mut self.entries[entry_of(rows)];
+        let Some(now_ns) = entry.last.median_of(5).filter(|_| entry.last.len >= 5) else {
+            return false;
+        };
+        let change = now_ns / *entry.mark.get_or_insert(entry.ns);
+        rows > plain && plain_ns > 1.1 * now_ns
+            || !(1.0 / Self::DRIFT..Self::DRIFT).contains(&change)
     }
 
     /// Time of a pass of `rows` rows in nanoseconds; `None` before anything ran.
@@ -85,8 +164,8 @@ impl PassTimes {
     /// Entries that something is known of: middle of their rows and time, none shorter than one before it.
     fn known(&self) -> Vec<(f64, f64)> {
         let mut known: Vec<(f64, f64, f64)> = Vec::with_capacity(ENTRIES);
-        for (index, entry) in self.entries.iter().enumerate().filter(|(_, e)| e.weight > 0.0) {
-            known.push((rows_of(index), entry.ns * self.pace, entry.weight));
+        for (index, entry) in self.entries.iter().enumerate().filter(|(_, e)| e.weight() > 0.0) {
+            known.push((rows_of(index), entry.ns, entry.weight()));
         }
         // Pool neighbours that contradict each other (isotonic regression).
         let mut pooled: Vec<(usize, f64, f64)> = Vec::with_capacity(known.len());
@@ -133,7 +212,7 @@ pub(crate) struct DraftTime {
     pub(crate) step_ns: f64,
 }
 
-/// Moments of steps and times of the jobs of equal company.
+/// Moments of steps and times of the jobs of equal company, at the machine's usual speed.
 #[derive(Clone, Copy, Debug, Default)]
 struct Moments {
     weight: f64,
@@ -141,13 +220,20 @@ struct Moments {
     ns: f64,
     steps_variance: f64,
     covariance: f64,
+    /// What the last jobs took, of what is said here.
+    ratios: Recent<7>,
 }
 
 impl Moments {
     const MEMORY: f64 = 32.0;
 
     fn note(&mut self, steps: f64, ns: f64) {
-        let ns = if self.weight >= 4.0 { ns.min(3.0 * self.time().of(steps)) } else { ns };
+        let expected = if self.weight > 0.0 { self.usual().of(steps) } else { ns };
+        self.ratios.push(ns / expected);
+        let ns = ns / self.pace();
+        if ns < 0.4 * expected || ns > 2.5 * expected {
+            return;
+        }
         self.weight = (self.weight + 1.0).min(Self::MEMORY);
         let (more_steps, more_ns) = (steps - self.steps, ns - self.ns);
         self.steps += more_steps / self.weight;
@@ -157,8 +243,18 @@ impl Moments {
         self.covariance += (more_steps * (ns - self.ns) - self.covariance) / self.weight;
     }
 
-    /// Jobs of different lengths tell the start from the steps; without them, all of it is steps.
+    fn pace(&self) -> f64 {
+        self.ratios.median().unwrap_or(1.0).clamp(0.01, 100.0)
+    }
+
+    /// What jobs take at present.
     fn time(&self) -> DraftTime {
+        let DraftTime { start_ns, step_ns } = self.usual();
+        DraftTime { start_ns: start_ns * self.pace(), step_ns: step_ns * self.pace() }
+    }
+
+    /// Jobs of different lengths tell the start from the steps; without them, all of it is steps.
+    fn usual(&self) -> DraftTime {
         let mean = self.ns / self.steps.max(1.0);
         let told_apart = self.weight >= 8.0 && self.steps_variance > 0.2;
         let slope = if told_apart { self.covariance / self.steps_variance } else { mean };
@@ -178,7 +274,7 @@ impl DraftTime {
 pub(crate) struct DraftTimes {
     company: [Moments; 5],
     /// A row of text that the draft had missed.
-    row: Mean,
+    row: Usual,
 }
 
 impl DraftTimes {
@@ -203,12 +299,20 @@ impl DraftTimes {
         self.row.note((ns as f64 - drafting).max(1.0) / f64::from(rows.max(1)));
     }
 
+    /// Jobs of so many sequences that were seen, or of the number of them that most is known of.
+    pub(crate) fn seen(&self) -> usize {
+        self.company.iter().map(|moments| moments.ratios.len).max().unwrap_or(0)
+    }
+
     /// Time to read `rows` rows of missed text.
     pub(crate) fn missed(&self, rows: u32) -> f64 {
-        let row = if self.row.weight > 0.0 {
-            self.row.ns
-        } else {
-            self.at(1).map_or(0.0, |time| time.step_ns / 8.0)
+        let step_ns = self.at(1).map(|time| time.step_ns);
+        // A row that is read never takes longer than a step; what was seen once or twice may have been held up.
+        let row = match (self.row.weight(), step_ns) {
+            (0.0, step_ns) => step_ns.unwrap_or(0.0) / 8.0,
+            (1.0 | 2.0, Some(step_ns)) => self.row.ns.min(step_ns / 4.0),
+            (_, Some(step_ns)) => self.row.ns.min(step_ns),
+            (_, None) => self.row.ns,
         };
         row * f64::from(rows)
     }
@@ -265,15 +369,22 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_that_slows_down_does_so_for_every_pass() {
+    fn a_machine_that_slows_down_is_noticed() {
         let mut times = PassTimes::new(&[]);
-        for _ in 0..60 {
+        for _ in 0..20 {
             times.note(1, 1000);
             times.note(5, 1500);
         }
-        (0..200).for_each(|_| times.note(5, 3000));
-        let one = times.at(1).unwrap();
-        assert!((1500.0..2300.0).contains(&one), "{one}");
+        times.mark();
+        (0..2).for_each(|_| times.note(5, 30_000));
+        assert!(!times.has_drifted(5, 1), "a job that is held up is no drift");
+        (0..6).for_each(|_| times.note(5, 2000));
+        assert!(times.have_changed(5, 9) && !times.have_changed(1, 9));
+        assert!(times.has_drifted(5, 1));
+        times.forget_before(9);
+        close(times.at(5).unwrap(), 2000.0);
+        times.mark();
+        assert!(!times.has_drifted(5, 1));
     }
 
     #[test]
@@ -288,7 +399,39 @@ mod tests {
         let mut times = PassTimes::new(&[]);
         (0..30).for_each(|_| times.note(1, 1000));
         times.note(1, 1_000_000);
-        assert!(times.at(1).unwrap() < 1200.0);
+        assert!(times.at(1).unwrap() < 1050.0);
+    }
+
+    /// Whichever of the first jobs was held up.
+    #[test]
+    fn a_first_job_that_was_held_up_is_forgotten_by_the_third() {
+        for held_up in 0..3 {
+            let (mut passes, mut drafts) = (PassTimes::new(&[]), DraftTimes::default());
+            for i in 0..3 {
+                let more = if i == held_up { 20 } else { 1 };
+                passes.note(1, 1000 * more);
+                drafts.note(1, 2, 200 * more);
+            }
+            close(passes.at(1).unwrap(), 1000.0);
+            close(drafts.at(1).unwrap().of(2.0), 200.0);
+        }
+    }
+
+    /// One job in eight takes twenty times as long: what jobs usually take is still known, and so is what a pass of more
+    /// rows takes over one of fewer.
+    #[test]
+    fn jobs_that_are_held_up_now_and_then_change_little() {
+        let (mut passes, mut drafts) = (PassTimes::new(&[]), DraftTimes::default());
+        for i in 0..400u64 {
+            let more = |i: u64| if i * 7 % 8 == 3 { 20 } else { 1 };
+            passes.note(1, 1000 * more(i));
+            passes.note(5, 1500 * more(i + 3));
+            drafts.note(1, 1 + i as u32 % 4, (1 + i % 4) * 100 * more(i + 5));
+        }
+        let ratio = passes.at(5).unwrap() / passes.at(1).unwrap();
+        assert!((ratio - 1.5).abs() < 0.1, "{ratio}");
+        let four = drafts.at(1).unwrap().of(4.0);
+        assert!((350.0..500.0).contains(&four), "{four}");
     }
 
     #[test]

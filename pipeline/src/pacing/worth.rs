@@ -24,14 +24,21 @@ pub struct Reach {
     pub wait: u32,
     /// The draft stops before a token that it holds less likely than this.
     pub probability_min: f32,
+    /// Most rows of text that the draft has missed and reads at once.
+    pub reading: u32,
 }
 
 impl Reach {
     /// As far as the policy goes.
-    pub const UNLIMITED: Reach =
-        Reach { steps: u32::MAX, offer: u32::MAX, wait: u32::MAX, probability_min: 0.0 };
+    pub const UNLIMITED: Reach = Reach {
+        steps: u32::MAX,
+        offer: u32::MAX,
+        wait: u32::MAX,
+        probability_min: 0.0,
+        reading: u32::MAX,
+    };
     /// No drafts.
-    pub const NONE: Reach = Reach { steps: 0, offer: 0, wait: 0, probability_min: 0.0 };
+    pub const NONE: Reach = Reach { steps: 0, offer: 0, wait: 0, ..Reach::UNLIMITED };
 }
 
 /// What is known of one sequence when its reach is asked for.
@@ -54,6 +61,30 @@ pub(super) struct Rates<'a> {
     pub(super) calibration: &'a Calibration,
 }
 
+/// What the next drafts may lose.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct AtStake {
+    /// All of them together, in tokens.
+    pub(super) tokens_max: f64,
+    /// Most sequences that may draft.
+    pub(super) drafters_max: u32,
+    /// Time of reading a row of text that a draft has missed; and what may be spent on that, in tokens: where a draft reads
+    /// all of it, and where it reads a piece.
+    pub(super) row_missed_ns: f64,
+    pub(super) reading_max: (f64, f64),
+}
+
+/// Who may draft how much, so that no more is lost than may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Allowance {
+    /// Sequences that may draft.
+    pub(crate) drafters: u32,
+    /// Tokens that each of them may draft.
+    pub(crate) steps: u32,
+    /// Rows of missed text that all of them together may read first: to the end, and in pieces.
+    pub(crate) reading: (u32, u32),
+}
+
 /// What drafts are worth at present.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Prospects {
@@ -63,8 +94,7 @@ pub struct Prospects {
     start: f64,
     /// Most tokens of one job.
     steps_max: u32,
-    /// What may be lost, in tokens, where that is limited.
-    credit: Option<f64>,
+    allowance: Allowance,
     /// What the first pass after a rejection waits for.
     wait: u32,
 }
@@ -72,15 +102,15 @@ pub struct Prospects {
 impl Prospects {
     /// Without a measured draft, a step is taken for this share of a pass, and few are asked for.
     const STEP_SHARE: f64 = 0.1;
-    const STEPS_UNKNOWN: u32 = 2;
+    const STEPS_UNKNOWN: u32 = 1;
 
-    pub(super) fn new(rates: &Rates<'_>, company: u32, rows_max: u32, credit: Option<f64>) -> Self {
+    pub(super) fn new(rates: &Rates<'_>, company: u32, rows_max: u32, at_stake: AtStake) -> Self {
         let nothing = Self {
             draft_floors: [f64::INFINITY; PLACES],
             row_floors: [f64::INFINITY; PLACES],
             start: 0.0,
             steps_max: 0,
-            credit,
+            allowance: Allowance { drafters: 0, steps: 0, reading: (0, 0) },
             wait: 0,
         };
         let Some(pass_ns) = rates.passes.at(company) else { return nothing };
@@ -118,7 +148,31 @@ impl Prospects {
             if rates.draft.is_some() { DRAFT_TOKENS_MAX } else { Self::STEPS_UNKNOWN };
         prospects.wait =
             worth_waiting(rates.calibration, (pass_ns, draft), (best / many, &prospects));
+        let delay = match rates.rhythm {
+            Rhythm::Alternating => u32::MAX,
+            Rhythm::Overlapping => prospects.wait,
+        };
+        let loss = |drafters: u32, steps: u32| {
+            let rows_ns = rates.passes.at(company + drafters * steps).unwrap_or(pass_ns) - pass_ns;
+            let delay_ns = if delay == 0 { 0.0 } else { draft.of(f64::from(steps.min(delay))) };
+            many * (rows_ns + delay_ns) / (pass_ns + rates.turn_ns)
+        };
+        let (drafters, mut steps) =
+            allowance(at_stake, rates.calibration.of_place(0), rows_max, loss);
+        if rates.draft.is_none() {
+            steps = steps.min(Self::STEPS_UNKNOWN);
+        }
+        let row = many * at_stake.row_missed_ns / (pass_ns + rates.turn_ns);
+        // Conversion saturates: a row that costs nothing is read without limit.
+        let (all, piece) = at_stake.reading_max;
+        let reading = ((all / row) as u32, (piece / row) as u32);
+        prospects.allowance = Allowance { drafters, steps, reading };
         prospects
+    }
+
+    /// Who may draft how much.
+    pub(crate) fn allowance(&self) -> Allowance {
+        self.allowance
     }
 
     /// How far a sequence's draft may go from here.
@@ -142,7 +196,7 @@ impl Prospects {
         let first = tail.confidences.len().min(PLACES - 1);
         let needed = self.draft_floors[first] / (all * trust).max(1e-9);
         let probability_min = calibration.confidence_for(tail.noise, needed.min(1.0)).min(1.0);
-        Reach { steps, offer, wait: self.wait, probability_min }
+        Reach { steps, offer, wait: self.wait, probability_min, ..Reach::UNLIMITED }
     }
 
     /// Tokens that are worth asking for at once: those that are expected to be worth it, with some room for a draft that
@@ -150,22 +204,42 @@ impl Prospects {
     fn steps(&self, calibration: &Calibration, (tail, trust): (&Tail<'_>, f64), all: f64) -> u32 {
         let drafted = tail.confidences.len();
         let (mut survival, mut steps, mut gain) = (all, 0u32, 0.0);
-        let mut spent = self.start;
         for place in drafted..PLACES {
             let next = calibration.of_place(tail.place + place as u32) * trust;
             survival *= next.min(0.999);
             let floor = self.draft_floors[place];
             let enough = if steps == 0 { floor } else { floor / 2.0 };
-            let beyond_credit = self.credit.is_some_and(|credit| spent + floor > credit);
-            if survival <= enough || steps == self.steps_max || (steps > 0 && beyond_credit) {
+            if survival <= enough || steps == self.steps_max {
                 break;
             }
             steps += 1;
-            spent += floor;
             gain += (survival - floor).max(0.0);
         }
-        if gain > self.start { steps } else { 0 }
+        let allowed = self.allowance.steps.saturating_sub(drafted as u32);
+        if gain > self.start { steps.min(allowed) } else { 0 }
     }
+}
+
+/// The most sequences that may draft, and then the most tokens of each, that lose no more than may be at stake if drafts are right half as
+/// often as they were; one token of one sequence always, since nothing is learnt without.
+fn allowance(
+    at_stake: AtStake,
+    right: f64,
+    rows_max: u32,
+    loss: impl Fn(u32, u32) -> f64,
+) -> (u32, u32) {
+    let mut drafters = at_stake.drafters_max;
+    while drafters > 0 {
+        let most = (rows_max / drafters).min(DRAFT_TOKENS_MAX);
+        let saved = 0.5 * right * f64::from(drafters);
+        let lost = |steps: &u32| loss(drafters, *steps) - saved;
+        let steps = (1..=most).take_while(|steps| lost(steps) <= at_stake.tokens_max).last();
+        if let Some(steps) = steps {
+            return (drafters, steps);
+        }
+        drafters /= 2;
+    }
+    (1, 1)
 }
 
 /// Drafts that the first pass after a rejection should wait for: each one more if what it brings, a later pass's share,
@@ -219,7 +293,7 @@ fn convex_below(values: &[f64]) -> Vec<f64> {
 mod tests {
     use super::super::calibration::{Calibration, Noise, Outcome, Trust};
     use super::super::times::{DraftTime, PassTimes};
-    use super::{Prospects, Rates, Reach, Rhythm, Tail, convex_below};
+    use super::{Allowance, AtStake, Prospects, Rates, Reach, Rhythm, Tail, convex_below};
 
     /// A calibration to which drafts are right with this probability, whatever their confidence.
     fn calibration(right_percent: u32) -> Calibration {
@@ -231,6 +305,15 @@ mod tests {
         calibration
     }
 
+    fn plenty(company: u32) -> AtStake {
+        AtStake {
+            tokens_max: 1e3,
+            drafters_max: company,
+            row_missed_ns: 10.0,
+            reading_max: (2.0, 2.0),
+        }
+    }
+
     fn reach(calibration: &Calibration, times: (&[(u32, u64)], f64), company: u32) -> Reach {
         let passes = PassTimes::new(times.0);
         let draft = Some(DraftTime { start_ns: 10.0, step_ns: times.1 });
@@ -238,7 +321,7 @@ mod tests {
         let rates = Rates { passes: &passes, draft, turn_ns: 0.0, rhythm, calibration };
         let (trust, noise) = (Trust::default(), Noise::Greedy);
         let tail = Tail { confidences: &[], place: 0, trust, noise };
-        Prospects::new(&rates, company, 128, None).reach(calibration, tail)
+        Prospects::new(&rates, company, 128, plenty(company)).reach(calibration, tail)
     }
 
     const FLAT: &[(u32, u64)] = &[(1, 1000), (2, 1050), (4, 1150), (8, 1350), (16, 1800)];
@@ -276,7 +359,7 @@ mod tests {
         let rhythm = Rhythm::Overlapping;
         let rates =
             Rates { passes: &passes, draft, turn_ns: 0.0, rhythm, calibration: &calibration };
-        let prospects = Prospects::new(&rates, 1, 128, None);
+        let prospects = Prospects::new(&rates, 1, 128, plenty(1));
         let offered = |confidences: &[f32]| {
             let (trust, noise) = (Trust::default(), Noise::Greedy);
             prospects.reach(&calibration, Tail { confidences, place: 0, trust, noise }).offer
@@ -284,6 +367,29 @@ mod tests {
         assert_eq!(offered(&[0.99, 0.97, 0.99]), 3);
         assert_eq!(offered(&[0.99, 0.01, 0.99]), 1);
         assert_eq!(offered(&[0.01, 0.99]), 0);
+    }
+
+    /// The less may be lost, the fewer draft, and the fewer tokens each.
+    #[test]
+    fn what_may_be_lost_bounds_who_drafts_and_how_far() {
+        let (calibration, passes) = (calibration(80), PassTimes::new(FLAT));
+        let draft = Some(DraftTime { start_ns: 10.0, step_ns: 80.0 });
+        let rhythm = Rhythm::Alternating;
+        let rates =
+            Rates { passes: &passes, draft, turn_ns: 0.0, rhythm, calibration: &calibration };
+        let allowance = |tokens_max, drafters_max| {
+            let at_stake = AtStake { tokens_max, drafters_max, ..plenty(8) };
+            let Allowance { drafters, steps, reading } =
+                Prospects::new(&rates, 8, 128, at_stake).allowance();
+            assert!((30..40).contains(&reading.0), "2 tokens of eight in 1,350, at 10 a row");
+            (drafters, steps)
+        };
+        let (much, some) = (allowance(1e3, 8), allowance(6.0, 8));
+        assert_eq!(much, (8, 15));
+        assert!(some.0 == 8 && (1..5).contains(&some.1), "{some:?}");
+        assert!((1..8).contains(&allowance(0.0, 8).0), "{:?}", allowance(0.0, 8));
+        assert_eq!(allowance(0.0, 1), (1, 1));
+        assert_eq!(allowance(1e3, 1).0, 1);
     }
 
     #[test]

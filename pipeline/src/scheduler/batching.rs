@@ -34,7 +34,19 @@ impl Scheduler {
     }
 
     fn run_target(&mut self) -> Option<Action> {
-        let (decode, prefill) = (self.in_need(Need::Decode), self.in_need(Need::Prefill));
+        let (mut decode, prefill) = (self.in_need(Need::Decode), self.in_need(Need::Prefill));
+        // On shared units the pass keeps the draft from running. Who waits for it goes along meanwhile, for the price of a
+        // row, instead of leaving a pass out.
+        if self.config.units == Units::Shared && !(decode.is_empty() && prefill.is_empty()) {
+            let waits = |id: &SequenceId| self.sequences[id].speculator.waits_idly();
+            let idle: Vec<_> = self.target.turns().into_iter().filter(waits).collect();
+            for id in &idle {
+                if let Some(sequence) = self.sequences.get_mut(id) {
+                    sequence.speculator.go_along();
+                }
+            }
+            decode.extend(idle);
+        }
         let rows_max = self.config.target.rows_max;
         let kept = if prefill.is_empty() { 0 } else { rows_max.div_ceil(4) };
         let (mut shares, mut batch) = (Vec::new(), Batch::default());
@@ -73,7 +85,8 @@ impl Scheduler {
             n => Want::Picks(n),
         };
         let (base, tokens) = (work.base, work.tokens);
-        let share = Share { sequence: id, epoch: 0, base, picks: want.rows() };
+        let guarded = sequence.guarded;
+        let share = Share { sequence: id, epoch: 0, base, picks: want.rows(), guarded };
         let sampling = sequence.sampling(ModelRole::Target);
         Some((share, Segment { sequence: sequence.slot(), base, tokens, want, sampling }))
     }
@@ -85,7 +98,8 @@ impl Scheduler {
             if rows == 0 {
                 break;
             }
-            let Some((share, segment)) = self.draft_share(id, rows) else { continue };
+            let reading = self.sequences[&id].speculator.reading_max();
+            let Some((share, segment)) = self.draft_share(id, rows.min(reading)) else { continue };
             rows -= segment.segment.tokens.len() as u32;
             shares.push(share);
             segments.push(segment);
@@ -105,7 +119,8 @@ impl Scheduler {
         let work = sequence.speculator.take_draft(rows)?;
         let probability_min = sequence.speculator.probability_min();
         let steps = work.steps as usize;
-        let share = Share { sequence: id, epoch: work.epoch, base: work.base, picks: steps };
+        let (epoch, base) = (work.epoch, work.base);
+        let share = Share { sequence: id, epoch, base, picks: steps, guarded: false };
         let segment = Segment {
             sequence: sequence.slot(),
             base: work.base,

@@ -11,6 +11,7 @@ use outrider_plans::{Caches, ModelRole};
 use super::Units;
 use super::admission::{Admission, RejectReason};
 use crate::draft_policy::DraftPolicy;
+use crate::pacing::GuardState;
 use crate::speculator::Discarded;
 
 /// Names one batch until it is answered.
@@ -162,6 +163,10 @@ pub struct Statistics {
     pub rounds: u32,
     /// Those that checked no drafted token.
     pub plain_rounds: u32,
+    /// Those of them in which the guard kept the request from drafting.
+    pub guarded_rounds: u32,
+    /// The guard when the text ended.
+    pub guard: GuardState,
     /// Drafted tokens that were never put to the target.
     pub discarded: Discarded,
 }

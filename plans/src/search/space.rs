@@ -2,6 +2,8 @@
 //!
 //! *Invariant:* a function of machine, models and measured classes: the same candidates in the same order everywhere.
 
+use std::collections::BTreeSet;
+
 use crate::context::PlanContext;
 use crate::cost::{CostModel, UnitClass};
 use crate::mode::{DraftTokens, LOOKUP_NGRAM_DEFAULT, Mode};
@@ -23,6 +25,8 @@ pub struct Space<'a> {
     clusters: Vec<Vec<usize>>,
     /// Adapters.
     adapters: Vec<UnitSpec>,
+    /// Units that are not to be used.
+    lost: BTreeSet<UnitSpec>,
     model: &'a CostModel,
 }
 
@@ -50,8 +54,23 @@ impl<'a> Space<'a> {
         Self {
             clusters: clusters.into_iter().map(|(_, cores)| cores).collect(),
             adapters: machine.adapters.iter().enumerate().map(gpu).collect(),
+            lost: BTreeSet::new(),
             model,
         }
+    }
+
+    /// Without these units, and without others on the cores of one of them.
+    pub fn without(self, lost: &BTreeSet<UnitSpec>) -> Self {
+        Self { lost: lost.clone(), ..self }
+    }
+
+    fn is_lost(&self, spec: &UnitSpec) -> bool {
+        self.lost.iter().any(|lost| match (spec, lost) {
+            (UnitSpec::Cpu { cores }, UnitSpec::Cpu { cores: lost }) => {
+                cores.iter().any(|core| lost.contains(core))
+            }
+            _ => spec == lost,
+        })
     }
 
     /// Every placement: both models on one unit, one unit each, the target cut over several units.
@@ -91,6 +110,7 @@ impl<'a> Space<'a> {
                 }
             }
         }
+        found.retain(|placement| !placement.units.iter().any(|unit| self.is_lost(unit)));
         found
     }
 

@@ -155,6 +155,12 @@ fn judge(service: &Service, requests: usize, seen: Seen) {
     let first = p99(&latencies[..tenth]);
     let last = p99(&latencies[latencies.len() - tenth..]);
     println!("p99 of the first tenth {:.1} ms, of the last {:.1} ms", first * 1e3, last * 1e3);
+    let tenths = latencies.chunks(tenth).take(10);
+    let tenths: Vec<String> = tenths.map(|part| format!("{:.1}", p99(part) * 1e3)).collect();
+    println!("p99 of each tenth, ms: {}", tenths.join(", "));
+    let at = |tenth: usize| between(tenth as f64 / 10.0, (tenth + 1) as f64 / 10.0);
+    let held = (0..10).filter_map(|tenth| at(tenth).last().map(|s| format!("{:.1}", s.mib())));
+    println!("memory after each tenth, MiB: {}", held.collect::<Vec<_>>().join(", "));
 
     // Connections that are open differ from moment to moment; a leak does not go when all have gone.
     let settled = between(SETTLED, 1.0);

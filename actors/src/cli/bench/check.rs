@@ -1,30 +1,33 @@
 //! `outrider bench --check-forecast`: foreseen beside measured speed, on plans and prompts that the model never saw.
 //!
-//! The plans take turns, each with an engine of its own for the time of its turn, warmed up first. *Invariant:* nothing that is
-//! measured here flows back into the forecasts.
+//! The plans take turns, each with an engine of its own for the time of its turn, warmed up first; only engines on a GPU are kept,
+//! since drivers open few devices for one process. A plan's speed is that of all prompts, each with the median of its times over
+//! the runs, so that a stall counts no more than any other time. *Invariant:* nothing that is measured here flows back
+//! into the forecasts.
 
+use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Arc;
 use std::time::Duration;
 
-use outrider_observability::Registry;
 use outrider_plans::search::Composition;
 use outrider_plans::{
-    AdapterKind, DraftTokens, Forecast, Mode, PartitionPlan, PlanContext, UnitClass, UnitSpec,
+    AdapterKind, DraftTokens, Forecast, Mode, PartitionPlan, PlanContext, UnitClass, UnitKind,
+    UnitSpec,
 };
 use serde::Serialize;
 
 use super::report::{Measured, median};
-use super::{BenchArguments, Contender, prompts};
-use crate::cli::select::build_info;
+use super::{BenchArguments, prompts};
+use crate::calibrate::{Answered, Probe};
+use crate::cli::select::named_plan;
 use crate::cli::{CliError, calibrate, print_json};
-use crate::engine::{Engine, EngineOptions};
 use crate::foresight::Foresight;
-use crate::pair::Pair;
 use outrider_plans::Objective;
 
+/// Prompts of the kind that calibration reads, none of which it does.
+const UNSEEN: &str = include_str!("unseen.tsv");
 /// Prompts that warm an engine up before its turn.
-const WARM_UP: usize = 2;
+const WARM_UP: usize = 4;
 
 /// One plan's figures.
 #[derive(Clone, Debug, Serialize)]
@@ -33,6 +36,8 @@ struct Row {
     id: String,
     foreseen: f64,
     measured: f64,
+    /// Fastest less slowest run, over the measured speed: errors below it may be the machine's.
+    spread: f64,
     /// Foreseen over measured, less 1.
     error: f64,
     /// The same of the speeds over the plain plan on all cores.
@@ -58,19 +63,37 @@ struct Contest {
     plan: PartitionPlan,
     forecast: Forecast,
     runs: Vec<Measured>,
+    /// Time of each prompt in each run.
+    laps: Vec<Vec<Duration>>,
 }
 
-#[expect(clippy::print_stdout, reason = "the command's own output")]
+impl Contest {
+    /// Tokens over the sum of each prompt's median time.
+    fn speed(&self) -> f64 {
+        let prompts = self.laps.first().map_or(0, Vec::len);
+        let seconds = |prompt: usize| median(self.laps.iter().map(|run| run[prompt].as_secs_f64()));
+        let sum: f64 = (0..prompts).map(seconds).sum();
+        self.runs[0].tokens() as f64 / sum.max(1e-9)
+    }
+
+    /// Fastest less slowest run, over the speed.
+    fn spread(&self) -> f64 {
+        let rates = || self.runs.iter().map(Measured::rate);
+        (rates().fold(0.0, f64::max) - rates().fold(f64::INFINITY, f64::min)) / self.speed()
+    }
+}
+
+#[expect(clippy::print_stdout, clippy::print_stderr, reason = "the command's own output")]
 pub(super) async fn run(arguments: &BenchArguments) -> Result<(), CliError> {
     let pair = arguments.selection.pair()?;
     let limits = arguments.selection.limits();
     let context = limits.plan_context(&pair);
-    let calibration = match arguments.place.load(&pair, &context) {
+    let calibration = match arguments.selection.place.load(&pair, &context) {
         Ok(fresh) => fresh.calibration,
         Err(error) => {
             tracing::warn!(%error, "calibrating for this check");
-            let asked = (calibrate::prompts(None)?, Duration::from_secs(14));
-            calibrate::take(&pair, limits, asked).await?
+            let asked = (calibrate::prompts(None)?, Duration::from_secs(calibrate::SECONDS));
+            calibrate::take(&pair, limits, asked, None).await?
         }
     };
     let foresight = Foresight::here(&pair, limits, &calibration, 1);
@@ -82,7 +105,7 @@ pub(super) async fn run(arguments: &BenchArguments) -> Result<(), CliError> {
             return Ok(known);
         }
         let forecast = foresight.forecast(&plan)?;
-        contests.push(Contest { plan, forecast, runs: Vec::new() });
+        contests.push(Contest { plan, forecast, runs: Vec::new(), laps: Vec::new() });
         Ok(contests.len() - 1)
     };
     for composition in plans(&context) {
@@ -94,17 +117,43 @@ pub(super) async fn run(arguments: &BenchArguments) -> Result<(), CliError> {
             enter(composition.plan(&composition.name(), &context)?)?;
         }
     }
+    for name in &arguments.plans {
+        enter(named_plan(name, &context)?)?;
+    }
     let found = foresight.search(Objective::Throughput, None);
     let best = found.ranked.into_iter().next().ok_or("the search found no plan")?;
     let chosen = enter(best.plan)?;
-    let prompts = prompts(arguments)?;
-    for run in 0..arguments.runs {
+    let prompts = prompts(arguments, UNSEEN)?;
+    let trace = calibrate::trace(arguments.trace.as_ref())?;
+    let mut kept: BTreeMap<usize, Probe> = BTreeMap::new();
+    for run in 1..=arguments.runs {
         for (index, contest) in contests.iter_mut().enumerate() {
             tracing::info!(run, plan = contest.plan.name, "measuring plan {index}");
-            let measured = turn(arguments, &pair, &contest.plan, &prompts).await?;
-            contest.runs.push(measured);
+            let probe = match kept.remove(&index) {
+                Some(probe) => probe,
+                None => Probe::start(&pair, &contest.plan, limits).await?,
+            };
+            let answers = turn(arguments, &probe, &prompts).await?;
+            if contest.plan.units.values().any(|spec| spec.kind() == UnitKind::Gpu) {
+                kept.insert(index, probe);
+            } else {
+                probe.stop();
+            }
+            if let Some(trace) = &trace {
+                trace.add(&contest.plan, &answers);
+            }
+            contest.runs.push(Measured::of(&answers));
+            contest.laps.push(answers.iter().map(|answer| answer.lasted).collect());
         }
+        let so_far = Check::of(&contests, chosen);
+        eprintln!(
+            "run {run} of {}: median error {:.1} %, largest {:.1} %",
+            arguments.runs,
+            100.0 * so_far.median_error,
+            100.0 * so_far.largest_error
+        );
     }
+    kept.values().for_each(Probe::stop);
     let check = Check::of(&contests, chosen);
     if arguments.json {
         return print_json(&check);
@@ -113,29 +162,20 @@ pub(super) async fn run(arguments: &BenchArguments) -> Result<(), CliError> {
     Ok(())
 }
 
-/// One plan's turn: all prompts, one after the other, on a fresh engine.
+/// One plan's turn: all prompts, one after the other.
 async fn turn(
     arguments: &BenchArguments,
-    pair: &Pair,
-    plan: &PartitionPlan,
+    probe: &Probe,
     prompts: &[String],
-) -> Result<Measured, CliError> {
-    let registry = Arc::new(Registry::new(build_info()));
-    let limits = arguments.selection.limits();
-    let options = EngineOptions::new(pair.clone(), plan.clone(), limits, registry);
-    let engine = Engine::start(options).await?;
-    let (runs, texts) = (Vec::new(), Vec::new());
-    let contender =
-        Contender { plan: plan.clone(), plain: 0, engine, runs, texts, identical: true };
+) -> Result<Vec<Answered>, CliError> {
     for prompt in prompts.iter().rev().take(WARM_UP) {
-        contender.answer(arguments, std::slice::from_ref(prompt)).await?;
+        probe.answer(prompt, arguments.max_tokens).await?;
     }
-    let mut sum = Measured::default();
+    let mut answers = Vec::with_capacity(prompts.len());
     for prompt in prompts {
-        sum += contender.answer(arguments, std::slice::from_ref(prompt)).await?.1;
+        answers.push(probe.answer(prompt, arguments.max_tokens).await?);
     }
-    contender.engine.stop();
-    Ok(sum)
+    Ok(answers)
 }
 
 /// Plans that calibration does not run: other modes, depths, core counts and cuts. The first is the plain one on all cores,
@@ -171,7 +211,10 @@ fn plans(context: &PlanContext) -> Vec<Composition> {
         return plans;
     }
     plans.extend([1, 2, 3, 5, 6, 8].map(|depth| on(&all, sequential(depth))));
-    plans.extend([2, 6].map(|depth| on(&one, sequential(depth))));
+    plans.extend([2, 7].map(|depth| on(&one, sequential(depth))));
+    if cores.len() > 2 {
+        plans.extend([1, 5].map(|depth| on(&cpu(&cores[..2]), sequential(depth))));
+    }
     plans.push(on(&all, lookup(3, 2)));
     if cores.len() > 1 {
         let (last, rest) = cores.split_last().expect("there are several");
@@ -208,8 +251,8 @@ impl Check {
         let plain = &contests[0];
         let foreseen = |contest: &Contest| contest.forecast.microtokens_per_second as f64 / 1e6;
         let row = |contest: &Contest| {
-            let measured = median(contest.runs.iter().map(Measured::rate));
-            let over = contest.runs.iter().zip(&plain.runs).map(|(a, b)| a.rate() / b.rate());
+            let measured = contest.speed();
+            let over = measured / plain.speed();
             let foreseen_over = foreseen(contest) / foreseen(plain);
             Row {
                 plan: contest.plan.name.clone(),
@@ -217,7 +260,8 @@ impl Check {
                 foreseen: foreseen(contest),
                 measured,
                 error: foreseen(contest) / measured - 1.0,
-                relative_error: foreseen_over / median(over) - 1.0,
+                spread: contest.spread(),
+                relative_error: foreseen_over / over - 1.0,
                 foreseen_acceptance: f64::from(contest.forecast.acceptance_permille) / 1000.0,
                 measured_acceptance: contest.runs[0].acceptance(),
             }
@@ -248,18 +292,26 @@ impl fmt::Display for Check {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "{:<36} {:>10} {:>10} {:>8} {:>9} {:>11} {:>11}",
-            "plan", "foreseen", "measured", "error", "relative", "acceptance", "(measured)"
+            "{:<36} {:>10} {:>10} {:>8} {:>8} {:>9} {:>11} {:>11}",
+            "plan",
+            "foreseen",
+            "measured",
+            "spread",
+            "error",
+            "relative",
+            "acceptance",
+            "(measured)"
         )?;
         for row in &self.rows {
             let acceptance =
                 row.measured_acceptance.map_or_else(|| "-".into(), |a| format!("{a:.3}"));
             writeln!(
                 f,
-                "{:<36} {:>10.1} {:>10.1} {:>7.1}% {:>8.1}% {:>11.3} {:>11}",
+                "{:<36} {:>10.1} {:>10.1} {:>7.1}% {:>7.1}% {:>8.1}% {:>11.3} {:>11}",
                 row.plan,
                 row.foreseen,
                 row.measured,
+                100.0 * row.spread,
                 100.0 * row.error,
                 100.0 * row.relative_error,
                 row.foreseen_acceptance,

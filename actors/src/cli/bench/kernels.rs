@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use outrider_devices::cpu::measure::{Bench, HeadRows, Pass, PassTime, read_bandwidth};
 use outrider_devices::cpu::{CpuDevice, CpuOptions};
+use outrider_devices::gpu::GpuSelector;
 use outrider_devices::graph::{LlamaShape, WeightFormat};
 use outrider_devices::synthetic;
 use outrider_devices::{CacheFormat, Subgraph};
@@ -17,6 +18,7 @@ use outrider_pipeline::ModelSource;
 use outrider_plans::ModelRole;
 use serde::Serialize;
 
+use super::gpu_kernels;
 use crate::cli::{CliError, print_json};
 
 /// Times that the array is read to find the bandwidth.
@@ -37,8 +39,12 @@ pub(super) struct KernelsArguments {
     #[arg(long, value_name = "FORMAT", default_value = "q8_0", requires = "synthetic")]
     format: Vec<Format>,
     /// Write the model of random weights to this GGUF file and time nothing: other engines can then run the same.
-    #[arg(long, value_name = "FILE", requires = "synthetic")]
+    #[arg(long, value_name = "FILE")]
     write: Option<PathBuf>,
+    /// With --write: random weights in the place of this GGUF file's, its shape, formats and tokenizer as they are. Such a
+    /// file is a draft that is never right: `outrider bench --guard --draft` shows what it costs.
+    #[arg(long, value_name = "FILE", requires = "write", conflicts_with_all = ["files", "synthetic"])]
+    like: Option<PathBuf>,
     /// Cores to compute on, one thread pinned to each. Default: one thread, wherever the system puts it.
     #[arg(long, value_name = "CORES", value_delimiter = ',')]
     cores: Vec<usize>,
@@ -57,6 +63,9 @@ pub(super) struct KernelsArguments {
     /// Passes of each kind; figures are medians over them.
     #[arg(long, value_name = "N", default_value_t = 15)]
     runs: usize,
+    /// Time a GPU instead: its number, a part of its name, or `best`.
+    #[arg(long, value_name = "ADAPTER", conflicts_with_all = ["cores", "rows"])]
+    gpu: Option<String>,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -150,6 +159,21 @@ pub(super) fn run(arguments: &KernelsArguments) -> Result<(), CliError> {
     if arguments.runs == 0 || arguments.rows.contains(&0) {
         return Err("--runs and --rows must be at least 1".into());
     }
+    if let Some(adapter) = &arguments.gpu {
+        let selector = match (adapter.as_str(), adapter.parse()) {
+            ("best", _) => GpuSelector::Best,
+            (_, Ok(index)) => GpuSelector::Index(index),
+            (part, Err(_)) => GpuSelector::NameContains(part.to_owned()),
+        };
+        let bench = gpu_kernels::Bench::open(&selector, arguments.runs as u32)?;
+        let sizes = (arguments.context, arguments.prompt);
+        let report = bench.report(subgraphs(arguments)?, sizes)?;
+        if arguments.json {
+            return print_json(&report);
+        }
+        print!("{report}");
+        return Ok(());
+    }
     let mut device =
         CpuDevice::new(CpuOptions { cores: arguments.cores.clone(), ..CpuOptions::default() })?;
     let mut models = Vec::new();
@@ -167,8 +191,20 @@ pub(super) fn run(arguments: &KernelsArguments) -> Result<(), CliError> {
 }
 
 fn write(arguments: &KernelsArguments, file: &PathBuf) -> Result<(), CliError> {
+    if let Some(like) = &arguments.like {
+        let mut source =
+            File::open(like).map_err(|error| format!("cannot read {}: {error}", like.display()))?;
+        let mut out = BufWriter::new(File::create(file)?);
+        return synthetic::randomised_gguf(&mut source, 1, &mut out)
+            .and_then(|()| std::io::Write::flush(&mut out))
+            .map_err(|error| {
+                let (like, file) = (like.display(), file.display());
+                format!("cannot write {file} with random weights for those of {like}: {error}")
+                    .into()
+            });
+    }
     let ([size], [format]) = (arguments.synthetic.as_slice(), arguments.format.as_slice()) else {
-        return Err("--write takes one --synthetic size and one --format".into());
+        return Err("--write takes --like FILE, or one --synthetic size and one --format".into());
     };
     let failed = |error| format!("cannot write {}: {error}", file.display());
     let mut out = BufWriter::new(File::create(file).map_err(failed)?);

@@ -1,31 +1,33 @@
-//! `outrider bench`: plans side by side on the same prompts, interleaved prompt by prompt, medians over the runs.
+//! `outrider bench`: plans side by side on the same prompts, interleaved (one client: prompt by prompt; several: pass by
+//! pass), medians over the runs.
 //!
-//! *Invariant:* a speed-up is over the best plain placement measured in the same run, and a text is compared with the
-//! plain text of the same target placement.
+//! *Invariant:* a speed-up is over the best plain placement measured in the same run with as many clients, and a text is
+//! compared with the plain text of the same target placement.
 
 mod check;
+mod devices;
+mod gpu_kernels;
 mod kernels;
 mod report;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand};
-use futures_util::future::try_join_all;
+use futures_util::stream::{self, StreamExt, TryStreamExt};
 use outrider_devices::Sampling;
 use outrider_observability::Registry;
 use outrider_pipeline::scheduler::{GenerationParams, Statistics};
 use outrider_pipeline::{Guarding, Message};
 use outrider_plans::{Mode, ModeKind, PartitionPlan, default_plan_in};
 
-use super::calibrate::CalibrationPlace;
 use super::select::{build_info, named_plan};
 use super::{CliError, Selection, in_system, print_json};
 use crate::engine::{Engine, EngineOptions};
 use crate::pair::Pair;
 use crate::request::{RequestEvent, Timings};
-use report::{Measured, Report};
+use report::{Entry, Measured, Report, worst_window};
 
 /// Prompts of the shipped pair's kind, for a bench without a file.
 const PROMPTS: &str = include_str!("prompts.tsv");
@@ -51,9 +53,13 @@ pub(super) struct BenchArguments {
     /// Passes over all prompts; figures are medians over them.
     #[arg(long, value_name = "N", default_value_t = 3)]
     runs: usize,
-    /// Prompts that are answered at the same time.
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    concurrent: usize,
+    /// Clients that ask at the same time, each for the next prompt as soon as it has its answer; several numbers such as
+    /// 1,8 are measured side by side.
+    #[arg(long, alias = "concurrency", value_name = "N", value_delimiter = ',', default_values_t = [1])]
+    concurrent: Vec<usize>,
+    /// Let the guard switch drafts off where they lose, also with a fixed depth, as `serve` does.
+    #[arg(long)]
+    guard: bool,
     /// Most tokens of an answer.
     #[arg(long, value_name = "N", default_value_t = 256)]
     max_tokens: u32,
@@ -67,8 +73,12 @@ pub(super) struct BenchArguments {
     /// calibration holds.
     #[arg(long)]
     check_forecast: bool,
-    #[command(flatten)]
-    place: CalibrationPlace,
+    /// Compare a target on the best GPU with one on the processor instead: every text is the same, or parts at a near tie.
+    #[arg(long, conflicts_with_all = ["plans", "check_forecast"])]
+    check_devices: bool,
+    /// Write every job of that check to this file, one line of JSON an answer.
+    #[arg(long, value_name = "FILE.jsonl", requires = "check_forecast")]
+    trace: Option<PathBuf>,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -76,7 +86,8 @@ pub(super) struct BenchArguments {
 
 #[derive(Debug, Subcommand)]
 enum BenchCommand {
-    /// Time the CPU unit's forwards alone: time, share of the memory's bandwidth, and cost of each further row.
+    /// Time a unit's forwards alone, the processor's or with `--gpu` a GPU's: time beside the least that it could be, and cost
+    /// of each further row.
     Kernels(kernels::KernelsArguments),
 }
 
@@ -86,9 +97,19 @@ struct Contender {
     /// Index of the contender that runs the same target placement plainly.
     plain: usize,
     engine: Engine,
-    runs: Vec<Measured>,
+    /// What each number of clients got.
+    crowds: Vec<Crowd>,
+    /// The texts of the prompts, as they came first.
     texts: Vec<Vec<u32>>,
     identical: bool,
+}
+
+/// What so many clients got.
+struct Crowd {
+    clients: usize,
+    runs: Vec<Measured>,
+    /// One client's answers, one by one: tokens, and the time that each took.
+    answers: Vec<(u64, Duration)>,
 }
 
 #[expect(clippy::print_stdout, reason = "the command's own output")]
@@ -100,6 +121,9 @@ pub(super) fn run(arguments: BenchArguments) -> Result<(), CliError> {
         if arguments.check_forecast {
             return check::run(&arguments).await;
         }
+        if arguments.check_devices {
+            return devices::run(&arguments).await;
+        }
         let report = measure(&arguments).await?;
         if arguments.json {
             return print_json(&report);
@@ -110,38 +134,38 @@ pub(super) fn run(arguments: BenchArguments) -> Result<(), CliError> {
 }
 
 async fn measure(arguments: &BenchArguments) -> Result<Report, CliError> {
-    if arguments.runs == 0 {
-        return Err("--runs must be at least 1".into());
+    if arguments.runs == 0 || arguments.concurrent.contains(&0) {
+        return Err("--runs and --concurrent must be at least 1".into());
     }
-    let prompts = prompts(arguments)?;
+    let prompts = prompts(arguments, PROMPTS)?;
     let pair = arguments.selection.pair()?;
     let mut contenders = Vec::new();
     for (plan, plain) in plans(arguments, &pair)? {
         let registry = Arc::new(Registry::new(build_info()));
         let limits = arguments.selection.limits();
         let options = EngineOptions::new(pair.clone(), plan.clone(), limits, registry);
-        // A fixed depth is measured as it is, also where it loses.
-        let options = EngineOptions { guarding: Guarding::Off, ..options };
-        let engine = Engine::start(options).await?;
-        let (runs, texts) = (Vec::new(), Vec::new());
-        contenders.push(Contender { plan, plain, engine, runs, texts, identical: true });
+        // A fixed depth is measured as it is, also where it loses, unless the guard is asked for.
+        let guarding = if arguments.guard { Guarding::On } else { Guarding::Off };
+        let engine = Engine::start(EngineOptions { guarding, ..options }).await?;
+        let crowd = |&clients| Crowd { clients, runs: Vec::new(), answers: Vec::new() };
+        let crowds = arguments.concurrent.iter().map(crowd).collect();
+        let texts = Vec::new();
+        contenders.push(Contender { plan, plain, engine, crowds, texts, identical: true });
     }
     for contender in &contenders {
-        contender.answer(arguments, &prompts[..1]).await?;
+        contender.answer(arguments, &prompts[..1], 1).await?;
     }
-    for run in 0..arguments.runs {
-        contenders.iter_mut().for_each(|c| c.runs.push(Measured::default()));
-        let groups = prompts.chunks(arguments.concurrent.max(1));
-        for (group, prompts) in groups.enumerate() {
+    for (_, crowd) in (0..arguments.runs)
+        .flat_map(|run| (0..arguments.concurrent.len()).map(move |crowd| (run, crowd)))
+    {
+        let clients = arguments.concurrent[crowd];
+        contenders.iter_mut().for_each(|c| c.crowds[crowd].runs.push(Measured::default()));
+        // One client's prompts go to the plans in turns; several clients would wait for each other at every turn.
+        let turn = if clients == 1 { 1 } else { prompts.len() };
+        for (group, prompts) in prompts.chunks(turn).enumerate() {
             for contender in &mut contenders {
-                let (texts, measured) = contender.answer(arguments, prompts).await?;
-                contender.runs[run] += measured;
-                if run == 0 {
-                    contender.texts.extend(texts);
-                } else {
-                    let first = group * arguments.concurrent.max(1);
-                    contender.identical &= contender.texts[first..][..texts.len()] == texts;
-                }
+                let (texts, measured) = contender.answer(arguments, prompts, clients).await?;
+                contender.take_note(crowd, group * turn, (texts, measured));
             }
         }
     }
@@ -150,7 +174,18 @@ async fn measure(arguments: &BenchArguments) -> Result<Report, CliError> {
         contenders[index].identical &= same;
         contenders[index].engine.stop();
     }
-    let rows = contenders.iter().map(|c| (&c.plan, c.runs.as_slice(), c.identical));
+    let rows = contenders.iter().flat_map(|contender| {
+        contender.crowds.iter().enumerate().map(|(crowd, own)| {
+            let plain = &contenders[contender.plain].crowds[crowd];
+            Entry {
+                plan: &contender.plan,
+                clients: own.clients,
+                runs: &own.runs,
+                identical: contender.identical,
+                worst_window: worst_window(&own.answers, &plain.answers),
+            }
+        })
+    });
     Ok(Report::of(rows, prompts.len()))
 }
 
@@ -198,11 +233,12 @@ fn plans(arguments: &BenchArguments, pair: &Pair) -> Result<Vec<(PartitionPlan, 
     Ok(plans)
 }
 
-fn prompts(arguments: &BenchArguments) -> Result<Vec<String>, CliError> {
+/// The prompts that are asked for, else `shipped`.
+fn prompts(arguments: &BenchArguments, shipped: &str) -> Result<Vec<String>, CliError> {
     let text = match &arguments.prompts {
         Some(path) => std::fs::read_to_string(path)
             .map_err(|error| format!("cannot read prompts {}: {error}", path.display()))?,
-        None => PROMPTS.to_owned(),
+        None => shipped.to_owned(),
     };
     let first = |line: &str| line.split('\t').next().unwrap_or_default().trim().to_owned();
     let prompts: Vec<_> = text
@@ -219,22 +255,46 @@ fn prompts(arguments: &BenchArguments) -> Result<Vec<String>, CliError> {
 }
 
 impl Contender {
-    /// Answers these prompts at the same time.
+    /// Has `clients` clients ask for the answers to these prompts.
     async fn answer(
         &self,
         arguments: &BenchArguments,
         prompts: &[String],
+        clients: usize,
     ) -> Result<(Vec<Vec<u32>>, Measured), CliError> {
         let started = Instant::now();
-        let asked = prompts.iter().map(|prompt| self.generate(arguments, prompt));
-        let answers = try_join_all(asked).await?;
+        let ask = async |at: usize| {
+            Ok::<_, CliError>((at, self.generate(arguments, &prompts[at]).await?))
+        };
+        let asked = stream::iter(0..prompts.len()).map(ask).buffer_unordered(clients);
+        let mut answers: Vec<_> = asked.try_collect().await?;
+        answers.sort_by_key(|(at, _)| *at);
         let mut measured = Measured::over(started.elapsed());
         let mut texts = Vec::with_capacity(answers.len());
-        for (tokens, statistics, timings) in answers {
+        for (_, (tokens, statistics, timings)) in answers {
             measured.add(&statistics, &timings);
             texts.push(tokens);
         }
         Ok((texts, measured))
+    }
+
+    /// The answers to the prompts from `first` on have come.
+    fn take_note(
+        &mut self,
+        crowd: usize,
+        first: usize,
+        (texts, measured): (Vec<Vec<u32>>, Measured),
+    ) {
+        let crowd = &mut self.crowds[crowd];
+        if crowd.clients == 1 {
+            crowd.answers.push(measured.tokens_and_time());
+        }
+        *crowd.runs.last_mut().expect("a run has begun") += measured;
+        if self.texts.len() == first {
+            self.texts.extend(texts);
+        } else {
+            self.identical &= self.texts[first..][..texts.len()] == texts;
+        }
     }
 
     async fn generate(

@@ -46,19 +46,24 @@ impl Spans {
 const LOG2_E: f32 = std::f32::consts::LOG2_E;
 
 impl Attend {
-    /// Bindings: queries, keys, values (both the cache), then attended, or the shares. The grid is heads by rows by shares.
+    /// Bindings: queries, keys, values (both the cache; a texture is bound once), then attended, or the shares. The grid is
+    /// heads by rows by shares.
     pub(in crate::gpu) fn shader(&self) -> Shader {
-        let CacheShape { positions, kv_heads, head_dim, .. } = self.cache;
+        let CacheShape { kv_heads, head_dim, .. } = self.cache;
         let mut w = Writer::new("attend", Bind::Read);
         let share = self.share();
-        w.read("queries", "vec4<f32>");
-        w.read("keys", "vec4<u32>");
-        w.read("values", word_type(share));
+        w.rows_in("queries", Rows::queries(self.backing, self.heads * head_dim / 4));
+        match self.cache.backing {
+            Backing::Buffer => {
+                w.read("keys", "vec4<u32>");
+                w.read("values", word_type(share));
+            }
+            Backing::Texture => w.pairs_in("cache"),
+        }
         match self.spans {
             None => w.rows_out("attended", Rows::vectors(self.backing, self.stride, self.chunk)),
             Some(_) => w.write("shares", "vec2<f32>"),
         }
-        let half = self.cache.half_slot_words();
         let (lane, turn) = if self.subgroups > 1 { ("sub_lane", "sub_id") } else { ("lane", "0u") };
         w.line("let at = state[group.y];");
         w.line("let whole = select(0u, at.y + 1u, at.w != 0u);");
@@ -71,18 +76,11 @@ impl Attend {
             }
         }
         w.line(format!("let kv = group.x / {}u;", self.heads / kv_heads));
-        w.line(format!("let key = at.x * {}u + kv * {}u;", 2 * half, head_dim / 8 * positions));
-        w.line(format!(
-            "let value = (at.x * {}u + {half}u + kv * {}u) * {}u;",
-            2 * half,
-            head_dim / 8 * positions,
-            4 / vector(share)
-        ));
+        self.locate(&mut w);
         let scale = LOG2_E / (head_dim as f32).sqrt();
         for i in 0..head_dim / 4 {
             w.line(format!(
-                "let q_{i} = queries[(group.y * {}u + group.x) * {}u + {i}u] * {scale:e};",
-                self.heads,
+                "let q_{i} = queries_at(group.y, 0u, group.x * {}u + {i}u) * {scale:e};",
                 head_dim / 4
             ));
         }
@@ -99,6 +97,28 @@ impl Attend {
         w.finish(all)
     }
 
+    /// Emits where `key` and `value` of this head begin.
+    fn locate(&self, w: &mut Writer) {
+        let CacheShape { positions, head_dim, .. } = self.cache;
+        match self.cache.backing {
+            Backing::Buffer => {
+                let half = self.cache.half_slot_words();
+                let words = head_dim / 8 * positions;
+                w.line(format!("let key = at.x * {}u + kv * {words}u;", 2 * half));
+                w.line(format!(
+                    "let value = (at.x * {}u + {half}u + kv * {words}u) * {}u;",
+                    2 * half,
+                    4 / vector(self.share())
+                ));
+            }
+            Backing::Texture => {
+                let (half, rows) = (self.cache.half_slot_rows(), self.cache.head_rows());
+                w.line(format!("let key = at.x * {}u + kv * {rows}u;", 2 * half));
+                w.line(format!("let value = key + {half}u;"));
+            }
+        }
+    }
+
     /// 32-bit words of a head's values that a lane owns: an even number, as it writes 4-vectors.
     fn share(&self) -> u32 {
         (self.cache.head_dim / 2).div_ceil(self.lanes.count).next_multiple_of(2)
@@ -111,7 +131,16 @@ impl Attend {
         w.line("let p = min(mine, count - 1u);");
         w.line("var score = 0.0;");
         for i in 0..head_dim / 8 {
-            w.line(format!("let k_{i} = keys[key + {}u + p];", i * positions));
+            match self.cache.backing {
+                Backing::Buffer => {
+                    w.line(format!("let k_{i} = keys[key + {}u + p];", i * positions));
+                }
+                Backing::Texture => w.line(format!(
+                    "let k_{i} = vec4<u32>(cache_at(key + {}u, p), cache_at(key + {}u, p));",
+                    2 * i,
+                    2 * i + 1
+                )),
+            }
             for (part, j) in ["x", "y", "z", "w"].into_iter().zip(0..) {
                 let q = format!("q_{}", i * 2 + j / 2);
                 let (a, b) = if j % 2 == 0 { ("x", "y") } else { ("z", "w") };
@@ -150,9 +179,20 @@ impl Attend {
         w.line(format!("let own = min({lane} * {share}u, {}u);", words - share));
         w.line("for (var j = 0u; j < here; j += 1u) {");
         w.line(format!("let weight = {weight};"));
-        w.line(format!("let start = value + ((g + j) * {words}u + own) / {vector}u;"));
+        let vector = match self.cache.backing {
+            Backing::Buffer => vector,
+            Backing::Texture => 2,
+        };
+        if self.cache.backing == Backing::Buffer {
+            w.line(format!("let start = value + ((g + j) * {words}u + own) / {vector}u;"));
+        }
         for i in 0..share / vector {
-            w.line(format!("let v_{i} = values[start + {i}u];"));
+            match self.cache.backing {
+                Backing::Buffer => w.line(format!("let v_{i} = values[start + {i}u];")),
+                Backing::Texture => {
+                    w.line(format!("let v_{i} = cache_at(value + own / 2u + {i}u, g + j);"));
+                }
+            }
             for (part, j) in ["x", "y", "z", "w"].into_iter().zip(0..vector) {
                 let word = format!("v_{i}.{part}");
                 let o = format!("o_{}", i * vector + j);

@@ -1,10 +1,10 @@
 //! The first kernel of a stage: rows of the embedding table, or the activations of the stage before, become the
 //! residual stream, times the weight of the first norm, with the sums of squares that the norm needs.
 
-use super::matmul::DOT4;
+use super::matmul::{DOT4, Squares};
 use super::{Bind, Rows, Shader, Writer};
 use crate::gpu::format::StoredFormat;
-use crate::gpu::pack::Layout;
+use crate::gpu::pack::{Layout, Order};
 use crate::gpu::tuning::Backing;
 
 /// Where the rows come from.
@@ -25,8 +25,7 @@ pub(in crate::gpu) struct Embed {
     pub(in crate::gpu) width: u32,
     /// 4-vectors in a row of the stream.
     pub(in crate::gpu) stride: u32,
-    /// Parts of the sum of squares in a row.
-    pub(in crate::gpu) square_stride: u32,
+    pub(in crate::gpu) squares: Squares,
     pub(in crate::gpu) lanes: u32,
     /// Columns of a chunk of the matrices that read the rows.
     pub(in crate::gpu) chunk: usize,
@@ -42,16 +41,12 @@ impl Embed {
     pub(in crate::gpu) fn shader(&self) -> Shader {
         let mut w = Writer::new("embed", Bind::Read);
         if let EmbedSource::Table { layout, .. } = self.source {
-            w.weights(self.backing);
-            match layout.format.scale_words() {
-                0 => {}
-                words => w.read("scales", &format!("vec{words}<u32>")),
-            }
+            w.weights(layout);
         }
         w.write("stream", "vec4<f32>");
         w.read("gains", "vec4<f32>");
         w.rows_out("scaled", Rows::vectors(self.backing, self.stride, self.chunk));
-        w.rows_out("squares", Rows::squares(self.backing, self.square_stride));
+        w.rows_out("squares", Rows::squares(self.backing, self.squares.stride));
         w.declare(DOT4);
         w.line(format!("let unit = group.x * {}u + lane;", self.lanes));
         w.line(format!("let at = group.y * {}u + unit;", self.stride));
@@ -70,7 +65,7 @@ impl Embed {
             }
         }
         w.line("put_scaled(group.y, unit, x * gains[unit]);");
-        w.line("put_squares(group.y, unit, dot4(x));");
+        self.squares.put(&mut w, "group.y", "unit");
         w.line("}");
         w.finish(self.lanes)
     }
@@ -78,14 +73,32 @@ impl Embed {
 
 /// Emits `x`, columns `4 * unit..` of row `token`.
 fn look_up(w: &mut Writer, layout: Layout) {
-    let Layout { format, chunk, .. } = layout;
-    let (chunks, tile_words) = (layout.chunks(), layout.tile_words());
+    let Layout { format, .. } = layout;
     let columns = format.word_columns();
-    let planes = chunk / columns;
     w.line("let tile = token / 4u;\nlet part = token % 4u;");
-    w.line(format!("let index = unit * 4u / {columns}u;"));
-    w.line(format!("let start = tile * {tile_words}u + index / {planes}u;"));
-    let word = |i: usize| format!("word(start + ((index + {i}u) % {planes}u) * {chunks}u)[part]");
+    let word = match layout.order {
+        Order::Planes { chunk } => {
+            let (planes, chunks) = (chunk / columns, layout.columns / chunk);
+            w.line(format!("let index = unit * 4u / {columns}u;"));
+            w.line(format!("let start = tile * {}u + index / {planes}u;", layout.tile_words()));
+            Box::new(move |i: usize| {
+                format!("word(start + ((index + {i}u) % {planes}u) * {chunks}u)[part]")
+            }) as Box<dyn Fn(usize) -> String>
+        }
+        Order::Streams { lanes, row_blocks } => {
+            let (group_rows, planes) = (layout.group_rows(), layout.planes());
+            w.line("let block = unit / 8u;");
+            w.line(format!(
+                "let row_of = tile / {lanes}u * {group_rows}u + block / {row_blocks}u;"
+            ));
+            w.line(format!(
+                "let first_of = block % {row_blocks}u * {}u + tile % {lanes}u;",
+                planes * lanes
+            ));
+            w.line(format!("let index = unit % 8u * 4u / {columns}u;"));
+            Box::new(move |i| format!("word(first_of + (index + {i}u) * {lanes}u, row_of)[part]"))
+        }
+    };
     w.line(format!("let a = {};", word(0)));
     match format {
         StoredFormat::F16 => {
@@ -100,16 +113,31 @@ fn look_up(w: &mut Writer, layout: Layout) {
     if format == StoredFormat::F16 {
         return;
     }
-    w.line(format!("let s = scales[tile * {}u + unit / 8u];", layout.blocks()));
-    let half = |a: &str, b: &str| {
-        format!("unpack2x16float(select(s.{a}, s.{b}, part >= 2u) >> (part % 2u * 16u)).x")
-    };
-    w.line(format!("let scale = {};", half("x", "y")));
+    match layout.order {
+        Order::Planes { .. } => {
+            w.line(format!("let s = scales[tile * {}u + unit / 8u];", layout.blocks()));
+            let half = |a: &str, b: &str| {
+                format!("unpack2x16float(select(s.{a}, s.{b}, part >= 2u) >> (part % 2u * 16u)).x")
+            };
+            w.line(format!("let scale = {};", half("x", "y")));
+            if format == StoredFormat::Q4Offset {
+                w.line(format!("let offset = {};", half("z", "w")));
+            }
+        }
+        Order::Streams { lanes, .. } => {
+            let plane = |plane: usize| {
+                format!("bitcast<f32>(word(first_of + {}u, row_of)[part])", plane * lanes)
+            };
+            w.line(format!("let scale = {};", plane(layout.word_planes())));
+            if format == StoredFormat::Q4Offset {
+                w.line(format!("let offset = {};", plane(layout.word_planes() + 1)));
+            }
+        }
+    }
     match format {
         StoredFormat::Q8 => w.line("let x = q * scale;"),
         StoredFormat::Q4 => w.line("let x = (q - vec4<f32>(8.0)) * scale;"),
         StoredFormat::Q4Offset => {
-            w.line(format!("let offset = {};", half("z", "w")));
             w.line("let x = fma(q, vec4<f32>(scale), vec4<f32>(offset));");
         }
         StoredFormat::F16 => {}

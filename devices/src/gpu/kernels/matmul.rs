@@ -1,12 +1,13 @@
 //! The matrix kernels: norm and projection, then what follows it in the block (rotation and cache, residual, SwiGLU, or
 //! nothing), for 1, 2, 4 or 8 rows of the batch at once.
 //!
-//! A workgroup computes some tiles of 4 output rows; its lanes share the columns, chunk by chunk, and join at the end.
+//! A workgroup computes some tiles of 4 output rows; its lanes share the columns, chunk by chunk, and join at the end. Where
+//! weights are streams, a lane computes tiles of its own instead (`streams`).
 //! *Invariant:* the operations on one batch row, and their order, depend neither on the number of rows nor of tiles.
 
 use super::{Bind, CacheShape, Join, Lanes, RowKind, Rows, Shader, Writer, halves};
 use crate::gpu::format::StoredFormat;
-use crate::gpu::pack::Layout;
+use crate::gpu::pack::{Layout, Order};
 use crate::gpu::tuning::Backing;
 
 /// Where a kernel's rows lie in its input.
@@ -25,13 +26,39 @@ pub(in crate::gpu) struct Norm {
     pub(in crate::gpu) width: u32,
     /// Parts in a row, a multiple of 4.
     pub(in crate::gpu) stride: u32,
+    /// 4-vectors that a part is the sum of the squares of.
+    pub(in crate::gpu) joined: u32,
     pub(in crate::gpu) epsilon: f32,
 }
 
 impl Norm {
     /// The factor of a row with this sum of squares.
-    fn inverse(self, square: &str) -> String {
+    pub(super) fn inverse(self, square: &str) -> String {
         format!("1.0 / sqrt({square} / {}.0 + {:e})", self.width, self.epsilon)
+    }
+}
+
+/// Where a row's sums of squares go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::gpu) struct Squares {
+    /// Parts in a row, a multiple of 4.
+    pub(in crate::gpu) stride: u32,
+    /// 4-vectors of a part: 1, or the lanes of a subgroup that have one each.
+    pub(in crate::gpu) joined: u32,
+}
+
+impl Squares {
+    /// Emits what stores those of the 4-vector `x` at place `place` of row `row`.
+    pub(super) fn put(self, w: &mut Writer, row: &str, place: &str) {
+        let joined = self.joined;
+        if joined == 1 {
+            w.line(format!("put_squares({row}, {place}, dot4(x));"));
+            return;
+        }
+        w.line("{ let squared = subgroupAdd(dot4(x));");
+        w.line(format!(
+            "if ({place} % {joined}u == 0u) {{ put_squares({row}, {place} / {joined}u, squared); }} }}"
+        ));
     }
 }
 
@@ -41,7 +68,7 @@ pub(in crate::gpu) enum Epilogue {
     /// Queries and keys are rotated; queries go on, keys and values into the cache.
     Qkv { q_tiles: u32, kv_tiles: u32, cache: CacheShape },
     /// Added to the residual stream; with the weight of the norm that follows, if there is one.
-    Residual { stride: u32, next_norm: Option<u32> },
+    Residual { stride: u32, next_norm: Option<Squares> },
     /// Tiles alternate between gate and up.
     GateUp { stride: u32 },
     /// Logits.
@@ -74,7 +101,8 @@ pub(in crate::gpu) struct MatMul {
 impl MatMul {
     /// Workgroups along x.
     pub(in crate::gpu) fn groups(&self) -> u32 {
-        (self.layout.tiles as u32).div_ceil(self.tiles)
+        let tiles = self.tiles * self.layout.piece_tiles() as u32;
+        (self.layout.tiles as u32).div_ceil(tiles)
     }
 
     /// Bindings: input, words, [scales], [parts], then those of the epilogue.
@@ -87,39 +115,45 @@ impl MatMul {
         };
         let mut w = Writer::new(label, Bind::Read);
         self.declare(&mut w);
-        self.locate(&mut w);
-        self.multiply(&mut w);
-        match self.lanes.halving() {
-            Some(size) => self.join_halves(&mut w, size),
-            None => self.join_whole(&mut w),
+        match self.layout.order {
+            Order::Planes { chunk } => {
+                self.locate_tiles(&mut w);
+                self.locate_rows(&mut w);
+                self.multiply(&mut w, chunk);
+                match self.lanes.halving() {
+                    Some(size) => self.join_halves(&mut w, size),
+                    None => self.join_whole(&mut w),
+                }
+                self.finish_item(&mut w);
+                w.line("}");
+            }
+            Order::Streams { row_blocks, .. } => self.stream(&mut w, row_blocks as u32),
         }
-        self.finish_item(&mut w);
-        w.line("}");
         w.finish(self.lanes.count)
     }
 
     fn declare(&self, w: &mut Writer) {
-        w.rows_in("input", Rows::vectors(self.backing, self.input_stride, self.layout.chunk));
-        w.weights(self.backing);
-        match self.layout.format.scale_words() {
-            0 => {}
-            words => w.read("scales", &format!("vec{words}<u32>")),
-        }
+        w.rows_in("input", Rows::vectors(self.backing, self.input_stride, self.layout.chunk()));
+        w.weights(self.layout);
         if let Some(Norm { stride, .. }) = self.norm {
             w.rows_in("parts", Rows::squares(self.backing, stride).squares_in());
         }
         match self.epilogue {
-            Epilogue::Qkv { .. } => {
+            Epilogue::Qkv { q_tiles, cache, .. } => {
                 w.read("turns", "vec4<f32>");
-                w.write("queries", "vec4<f32>");
-                w.write("cache", "vec2<u32>");
+                w.rows_out("queries", Rows::queries(self.backing, q_tiles));
+                match cache.backing {
+                    Backing::Buffer => w.write("cache", "vec2<u32>"),
+                    Backing::Texture => w.pairs_out("cache"),
+                }
             }
             Epilogue::Residual { stride, next_norm } => {
                 w.write("stream", "vec4<f32>");
                 if let Some(squares) = next_norm {
+                    w.declare(DOT4);
                     w.read("gains", "vec4<f32>");
                     w.rows_out("scaled", Rows::vectors(self.backing, stride, self.next_chunk));
-                    w.rows_out("squares", Rows::squares(self.backing, squares));
+                    w.rows_out("squares", Rows::squares(self.backing, squares.stride));
                 }
             }
             Epilogue::GateUp { stride } => {
@@ -129,13 +163,17 @@ impl MatMul {
         }
     }
 
-    /// `first` tile, `tile_t` to read (clamped to the last), `row_n` of the input.
-    fn locate(&self, w: &mut Writer) {
+    /// `first` tile, and `tile_t` to read (clamped to the last).
+    fn locate_tiles(&self, w: &mut Writer) {
         let last = self.layout.tiles - 1;
         w.line(format!("let first = group.x * {}u;", self.tiles));
         for t in 0..self.tiles {
             w.line(format!("let tile_{t} = min(first + {t}u, {last}u);"));
         }
+    }
+
+    /// `row_n` of the input.
+    pub(super) fn locate_rows(&self, w: &mut Writer) {
         for n in 0..self.rows {
             let at = format!("group.y * {}u + {n}u", self.rows);
             match self.gather {
@@ -147,14 +185,14 @@ impl MatMul {
         }
     }
 
-    fn each(&self) -> impl Iterator<Item = (u32, u32)> {
+    pub(super) fn each(&self) -> impl Iterator<Item = (u32, u32)> {
         let rows = self.rows;
         (0..self.tiles).flat_map(move |t| (0..rows).map(move |n| (t, n)))
     }
 
-    fn multiply(&self, w: &mut Writer) {
-        let Layout { format, chunk, .. } = self.layout;
-        let chunks = self.layout.chunks();
+    fn multiply(&self, w: &mut Writer, chunk: usize) {
+        let Layout { format, columns, .. } = self.layout;
+        let chunks = columns / chunk;
         for (t, n) in self.each() {
             w.line(format!("var acc_{t}_{n} = vec4<f32>(0.0);"));
         }
@@ -184,19 +222,19 @@ impl MatMul {
             w.line(format!("for (var u = 0u; u < {units}u; u += {unroll}u) {{"));
         }
         for k in 0..unroll {
-            self.multiply_unit(w, k, offset);
+            self.multiply_unit(w, (k, chunks), offset);
         }
         w.line("}");
         if scaled {
-            self.scale(w);
+            self.scale(w, chunk);
         }
         w.line("}");
     }
 
     /// Adds the products of 4 columns, the k-th unit of an iteration, to the sums.
-    fn multiply_unit(&self, w: &mut Writer, k: usize, offset: bool) {
+    fn multiply_unit(&self, w: &mut Writer, (k, chunks): (usize, usize), offset: bool) {
         let Layout { format, .. } = self.layout;
-        let (chunks, tile_words) = (self.layout.chunks(), self.layout.tile_words());
+        let tile_words = self.layout.tile_words();
         let into = if format == StoredFormat::F16 { "acc" } else { "sum" };
         for n in 0..self.rows {
             w.line(format!("let a_{n}_{k} = input_at(row_{n}, c, u + {k}u);"));
@@ -221,9 +259,9 @@ impl MatMul {
     }
 
     /// Adds a chunk's sums, times their scale, to the accumulators.
-    fn scale(&self, w: &mut Writer) {
+    fn scale(&self, w: &mut Writer, chunk: usize) {
         let blocks = self.layout.blocks();
-        let chunks_a_block = 32 / self.layout.chunk;
+        let chunks_a_block = 32 / chunk;
         for t in 0..self.tiles {
             w.line(format!("let s_{t} = scales[tile_{t} * {blocks}u + c / {chunks_a_block}u];"));
             w.line(format!(
@@ -250,11 +288,11 @@ impl MatMul {
     }
 
     /// Emits `part_n`, what this lane has of the sum of squares of row n.
-    fn add_squares(&self, w: &mut Writer, Norm { width, stride, .. }: Norm) {
+    pub(super) fn add_squares(&self, w: &mut Writer, Norm { width, stride, joined, .. }: Norm) {
         let Rows { kind, stride, .. } = Rows::squares(self.backing, stride).squares_in();
         let (count, sum) = match kind {
             RowKind::Vectors => (stride, "(part.x + part.y) + (part.z + part.w)"),
-            RowKind::Numbers => (width / 4, "part"),
+            RowKind::Numbers => ((width / 4).div_ceil(joined), "part"),
         };
         for n in 0..self.rows {
             w.line(format!("var part_{n} = 0.0;"));
@@ -387,7 +425,7 @@ impl MatMul {
     }
 
     /// Tiles that make one item: gate and up go together.
-    fn step(&self) -> u32 {
+    pub(in crate::gpu) fn step(&self) -> u32 {
         if self.is_paired() { 2 } else { 1 }
     }
 
@@ -397,7 +435,7 @@ impl MatMul {
     }
 
     /// The variables of an item, and which of its tiles they are of.
-    fn parts_of_item(&self) -> impl Iterator<Item = (&'static str, u32)> {
+    pub(super) fn parts_of_item(&self) -> impl Iterator<Item = (&'static str, u32)> {
         [("v", 0), ("up", 1)].into_iter().take(self.step() as usize)
     }
 
@@ -413,7 +451,7 @@ impl MatMul {
         matches!(self.epilogue, Epilogue::GateUp { .. })
     }
 
-    fn finish_item(&self, w: &mut Writer) {
+    pub(super) fn finish_item(&self, w: &mut Writer) {
         if self.norm.is_some() {
             for (name, _) in self.parts_of_item() {
                 w.line(format!("{name} *= inverse;"));
@@ -425,10 +463,9 @@ impl MatMul {
                 w.line(format!("let at = row * {stride}u + place;"));
                 w.line("let x = stream[at] + v;");
                 w.line("stream[at] = x;");
-                if next_norm.is_some() {
+                if let Some(squares) = next_norm {
                     w.line("put_scaled(row, place, x * gains[place]);");
-                    w.line("put_squares(row, place, dot4(x));");
-                    w.declare(DOT4);
+                    squares.put(w, "row", "place");
                 }
             }
             Epilogue::GateUp { .. } => {
@@ -448,19 +485,25 @@ pub(super) const DOT4: &str = "fn dot4(x: vec4<f32>) -> f32 \
 fn finish_qkv(w: &mut Writer, q_tiles: u32, kv_tiles: u32, cache: &CacheShape) {
     let CacheShape { positions, head_dim, .. } = *cache;
     let head_tiles = head_dim / 4;
-    let half = cache.half_slot_words() * 2;
     w.line("let at = state[row];");
     w.line(format!("if (place < {}u) {{", q_tiles + kv_tiles));
     w.line(format!("let turn = turns[at.y * {head_tiles}u + place % {head_tiles}u];"));
     w.line("let s = vec4<f32>(-v.y, v.x, -v.w, v.z) * turn.yyww;");
     w.line("v = fma(v, turn.xxzz, s);");
     w.line("}");
-    w.line(format!("if (place < {q_tiles}u) {{ queries[row * {q_tiles}u + place] = v; }}"));
+    w.line(format!("if (place < {q_tiles}u) {{ put_queries(row, place, v); }}"));
     w.line("else if (at.w != 0u) {");
     w.line("let halves = vec2<u32>(pack2x16float(v.xy), pack2x16float(v.zw));");
-    w.line(format!("let slot = at.x * {}u;", half * 2));
     w.line(format!("let is_value = place >= {}u;", q_tiles + kv_tiles));
     w.line(format!("let t = place - select({q_tiles}u, {}u, is_value);", q_tiles + kv_tiles));
+    if cache.backing == Backing::Texture {
+        let half = cache.half_slot_rows();
+        w.line(format!("let cached = at.x * {}u + select(0u, {half}u, is_value) + t;", 2 * half));
+        w.line("put_cache(cached, at.y, halves);\n}");
+        return;
+    }
+    let half = cache.half_slot_words() * 2;
+    w.line(format!("let slot = at.x * {}u;", half * 2));
     w.line(format!("let head = t / {head_tiles}u;"));
     w.line(format!("let part = t % {head_tiles}u;"));
     w.line(format!(
@@ -475,7 +518,7 @@ fn finish_qkv(w: &mut Writer, q_tiles: u32, kv_tiles: u32, cache: &CacheShape) {
 }
 
 /// Emits the loads of the k-th unit, 4 columns of tile `t`, and returns these as 4-vectors over the tile's rows.
-fn columns(
+pub(super) fn columns(
     w: &mut Writer,
     format: StoredFormat,
     (t, k): (u32, usize),

@@ -9,18 +9,17 @@ mod embed;
 mod halves;
 mod matmul;
 mod pick;
+mod streams;
 
 use std::fmt::Write;
 
 pub(super) use attend::{Attend, JoinSpans, Spans};
 pub(super) use embed::{Embed, EmbedSource};
-pub(super) use matmul::{Epilogue, Gather, MatMul, Norm};
+pub(super) use matmul::{Epilogue, Gather, MatMul, Norm, Squares};
 pub(super) use pick::{Feed, PickBest, PickMerge};
 
+use super::pack::{Layout, Order};
 use super::tuning::{Backing, Sums, Tuning};
-
-/// Texels in a row of a weight texture.
-pub(super) const TEXTURE_SIDE: u32 = 4096;
 
 /// What a binding of a kernel is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -34,6 +33,9 @@ pub(super) enum Bind {
     VectorsOut,
     NumbersIn,
     NumbersOut,
+    /// A texture of 64-bit words: a layer's caches.
+    PairsIn,
+    PairsOut,
 }
 
 /// A generated kernel: its text, and its bindings in group 0 in order. The state is group 1.
@@ -45,17 +47,34 @@ pub(super) struct Shader {
     pub(super) state: Bind,
 }
 
-/// Sizes of the caches of one layer. In 128-bit words: keys `[slot][kv head][head_dim / 8][position]`, each word 8
-/// elements of one position, then values `[kv head][position][head_dim / 8]`.
+/// Sizes of the caches of one layer. In a buffer, in 128-bit words: keys `[slot][kv head][head_dim / 8][position]`, each
+/// word 8 elements of one position, then values `[kv head][position][head_dim / 8]`. In a texture, in 64-bit words of 4
+/// elements of one position: `[slot][keys, values][kv head][head_dim / 4]` rows of positions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct CacheShape {
     pub(super) slots: u32,
     pub(super) positions: u32,
     pub(super) kv_heads: u32,
     pub(super) head_dim: u32,
+    pub(super) backing: Backing,
 }
 
 impl CacheShape {
+    /// Rows of one head's keys, or values, in a texture.
+    pub(super) fn head_rows(&self) -> u32 {
+        self.head_dim / 4
+    }
+
+    /// Rows of all keys, or all values, of a slot in a texture.
+    pub(super) fn half_slot_rows(&self) -> u32 {
+        self.kv_heads * self.head_rows()
+    }
+
+    /// Rows of a texture.
+    pub(super) fn rows(&self) -> u32 {
+        self.slots * 2 * self.half_slot_rows()
+    }
+
     /// 128-bit words of all keys of a slot; values take as many.
     pub(super) fn half_slot_words(&self) -> u32 {
         self.kv_heads * self.head_dim / 8 * self.positions
@@ -108,6 +127,11 @@ impl Rows {
         Self { backing, kind: RowKind::Numbers, stride, chunk: 1 }
     }
 
+    /// Queries of `stride` 4-vectors a row.
+    pub(super) fn queries(backing: Backing, stride: u32) -> Self {
+        Self { backing, kind: RowKind::Vectors, stride, chunk: stride }
+    }
+
     fn squares_in(self) -> Self {
         match self.backing {
             Backing::Buffer => Self { kind: RowKind::Vectors, stride: self.stride / 4, ..self },
@@ -152,23 +176,27 @@ impl Writer {
         self.binds.push(bind);
     }
 
-    /// Declares `words`, and `word(i)`, which reads its i-th 128 bits.
-    pub(super) fn weights(&mut self, backing: Backing) {
-        match backing {
-            Backing::Buffer => {
+    /// Declares the weights of a matrix: `words` and, where they lie apart, `scales`; with `word(i)`, which reads the i-th
+    /// 128 bits, or `word(x, y)`, which reads a texel of a stream.
+    pub(super) fn weights(&mut self, layout: Layout) {
+        match layout.order {
+            Order::Planes { .. } => {
                 self.read("words", "vec4<u32>");
                 self.declare("fn word(i: u32) -> vec4<u32> { return words[i]; }");
+                match layout.format.scale_words() {
+                    0 => {}
+                    words => self.read("scales", &format!("vec{words}<u32>")),
+                }
             }
-            Backing::Texture => {
+            Order::Streams { .. } => {
                 let number = self.binds.len();
                 self.declare(&format!(
                     "@group(0) @binding({number}) var words: texture_storage_2d<rgba32uint, read>;"
                 ));
                 self.binds.push(Bind::Words);
-                let (mask, shift) = (TEXTURE_SIDE - 1, TEXTURE_SIDE.trailing_zeros());
-                self.declare(&format!(
-                    "fn word(i: u32) -> vec4<u32> {{ return textureLoad(words, vec2<u32>(i & {mask}u, i >> {shift}u)); }}"
-                ));
+                self.declare(
+                    "fn word(x: u32, y: u32) -> vec4<u32> { return textureLoad(words, vec2<u32>(x, y)); }",
+                );
             }
         }
     }
@@ -224,6 +252,27 @@ impl Writer {
             "@group(0) @binding({number}) var {name}: texture_storage_2d<{format}, {access}>;"
         ));
         self.binds.push(bind);
+    }
+
+    /// Declares a texture of caches to read: `{name}_at(row, position)` is a 64-bit word.
+    pub(super) fn pairs_in(&mut self, name: &str) {
+        let number = self.binds.len();
+        self.declare(&format!(
+            "@group(0) @binding({number}) var {name}: texture_storage_2d<rg32uint, read>;\n\
+             fn {name}_at(row: u32, p: u32) -> vec2<u32> {{ return textureLoad({name}, vec2<u32>(p, row)).xy; }}"
+        ));
+        self.binds.push(Bind::PairsIn);
+    }
+
+    /// Declares a texture of caches to write: `put_{name}(row, position, v)` stores a 64-bit word.
+    pub(super) fn pairs_out(&mut self, name: &str) {
+        let number = self.binds.len();
+        self.declare(&format!(
+            "@group(0) @binding({number}) var {name}: texture_storage_2d<rg32uint, write>;\n\
+             fn put_{name}(row: u32, p: u32, v: vec2<u32>) \
+             {{ textureStore({name}, vec2<u32>(p, row), vec4<u32>(v, 0u, 0u)); }}"
+        ));
+        self.binds.push(Bind::PairsOut);
     }
 
     pub(super) fn declare(&mut self, text: &str) {
