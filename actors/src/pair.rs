@@ -16,7 +16,13 @@ pub enum LoadError {
     Checkpoint(#[from] CheckpointError),
     /// The two together.
     #[error(transparent)]
-    Pair(#[from] PairError),
+    Pair(Box<PairError>),
+}
+
+impl From<PairError> for LoadError {
+    fn from(error: PairError) -> Self {
+        Self::Pair(Box::new(error))
+    }
 }
 
 /// Loaded models. Weights stay in the mapped files; a clone is cheap.

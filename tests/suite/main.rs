@@ -1,6 +1,11 @@
 //! Every claim that the repository makes, as one test binary.
 
 #![expect(clippy::unwrap_used, reason = "tests")]
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "tests say what they measured or skipped"
+)]
 
 mod api;
 mod boards;

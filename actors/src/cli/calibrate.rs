@@ -16,21 +16,18 @@ use crate::calibrate::{
 use crate::engine::EngineLimits;
 use crate::pair::Pair;
 
+/// Time for measuring units by themselves, where nobody says.
+pub(super) const SECONDS: u64 = 8;
+
 /// Where the calibration is.
 #[derive(Args, Clone, Debug, Default)]
-pub(crate) struct CalibrationPlace {
+pub struct CalibrationPlace {
     /// File of the calibration. Default: one for this pair in the user's cache folder.
     #[arg(long, value_name = "FILE.json", env = "OUTRIDER_CALIBRATION")]
     calibration: Option<PathBuf>,
 }
 
 impl CalibrationPlace {
-    /// Where the environment says, or in the user's cache folder.
-    pub(super) fn from_environment() -> Self {
-        let named = std::env::var_os("OUTRIDER_CALIBRATION").filter(|path| !path.is_empty());
-        Self { calibration: named.map(PathBuf::from) }
-    }
-
     fn path(&self, fingerprint: &Fingerprint) -> Result<PathBuf, StoreError> {
         match &self.calibration {
             Some(path) => Ok(path.clone()),
@@ -57,14 +54,12 @@ impl CalibrationPlace {
 pub(super) struct CalibrateArguments {
     #[command(flatten)]
     selection: Selection,
-    #[command(flatten)]
-    place: CalibrationPlace,
     /// Prompts whose answers show how often the draft is right: one a line, the text before the first tab. Default: some
     /// sentences of the shipped pair's kind.
     #[arg(long, value_name = "FILE.tsv")]
     prompts: Option<PathBuf>,
     /// Time for measuring units by themselves, seconds; runs of the engine come on top.
-    #[arg(long, value_name = "S", default_value_t = 8)]
+    #[arg(long, value_name = "S", default_value_t = SECONDS)]
     seconds: u64,
     /// Write every job that is clocked to this file, one line of JSON an answer.
     #[arg(long, value_name = "FILE.jsonl")]
@@ -102,11 +97,31 @@ pub(super) fn run(arguments: CalibrateArguments) -> Result<(), CliError> {
         let budget = Duration::from_secs(arguments.seconds);
         let trace = trace(arguments.trace.as_ref())?;
         let taken = take(&pair, limits, (prompts, budget), trace.as_ref()).await?;
-        let path = arguments.place.path(&taken.fingerprint)?;
+        let path = arguments.selection.place.path(&taken.fingerprint)?;
         calibrate::save(&path, &taken)?;
         let summary = Summary::of(&taken, path);
-        if arguments.json { print_json(&summary) } else { Ok(summary.print()) }
+        if arguments.json {
+            return print_json(&summary);
+        }
+        summary.print();
+        Ok(())
     })
+}
+
+/// Takes the calibration anew if the one that is kept is of something else; one that never was is left to its operator.
+pub(super) async fn refresh(selection: &Selection) -> Result<(), CliError> {
+    let pair = selection.pair()?;
+    let limits = selection.limits();
+    match selection.place.load(&pair, &limits.plan_context(&pair)) {
+        Err(error @ (StoreError::Stale { .. } | StoreError::Format { .. })) => {
+            tracing::warn!(%error, "calibrating before requests are taken");
+            let asked = (prompts(None)?, Duration::from_secs(SECONDS));
+            let taken = take(&pair, limits, asked, None).await?;
+            let path = selection.place.path(&taken.fingerprint)?;
+            Ok(calibrate::save(&path, &taken)?)
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Calibrates with a progress bar.

@@ -25,6 +25,7 @@ use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 use outrider_devices::leave::leave;
 use outrider_plans::UnitId;
 
+pub use calibrate::CalibrationPlace;
 pub use select::Selection;
 pub(crate) use select::build_info;
 use settings::Settings;

@@ -4,7 +4,6 @@ use clap::{Args, Subcommand};
 use outrider_plans::{PartitionPlan, shipped};
 use serde::Serialize;
 
-use super::calibrate::CalibrationPlace;
 use super::search::{self, SearchArguments};
 use super::{CliError, Selection, plan_remote, print_json, select::named_plan};
 
@@ -37,8 +36,9 @@ pub(super) struct PlanArguments {
     name: Option<String>,
     #[command(flatten)]
     selection: Selection,
-    #[command(flatten)]
-    place: CalibrationPlace,
+    /// Requests at one time, for the forecast.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    concurrency: usize,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -66,7 +66,7 @@ pub(super) fn run(command: PlanCommand) -> Result<(), CliError> {
     match command {
         PlanCommand::Explain(arguments) => {
             let plan = arguments.plan()?;
-            let explained = search::explain(&plan, &arguments.selection, &arguments.place);
+            let explained = search::explain(&plan, &arguments.selection, arguments.concurrency);
             if arguments.json {
                 let forecast = explained.as_ref().ok();
                 return print_json(&Explanation { plan: &plan, forecast });

@@ -7,7 +7,6 @@ use outrider_plans::search::{Candidate, Found};
 use outrider_plans::{Board, Mode, Objective, PartitionPlan, shipped_boards};
 use serde::Serialize;
 
-use super::calibrate::CalibrationPlace;
 use super::{CliError, Selection, print_json};
 use crate::engine::EngineLimits;
 use crate::foresight::{Foresight, WhatIf};
@@ -17,8 +16,6 @@ use crate::foresight::{Foresight, WhatIf};
 pub(super) struct SearchArguments {
     #[command(flatten)]
     selection: Selection,
-    #[command(flatten)]
-    place: CalibrationPlace,
     /// What the plan is to be best at: throughput, latency or energy-proxy.
     #[arg(long, value_name = "WHAT", default_value_t)]
     objective: Objective,
@@ -149,7 +146,7 @@ impl SearchArguments {
         }
         let pair = self.selection.pair()?;
         let limits = self.selection.limits();
-        let fresh = self.place.load(&pair, &limits.plan_context(&pair))?;
+        let fresh = self.selection.place.load(&pair, &limits.plan_context(&pair))?;
         tracing::info!(path = %fresh.path.display(), "calibration in use");
         Ok(Foresight::here(&pair, limits, &fresh.calibration, self.concurrency))
     }
@@ -199,12 +196,12 @@ pub(super) struct Explained {
 pub(super) fn explain(
     plan: &PartitionPlan,
     selection: &Selection,
-    place: &CalibrationPlace,
+    concurrent: usize,
 ) -> Result<Explained, CliError> {
     let pair = selection.pair()?;
     let limits = selection.limits();
-    let fresh = place.load(&pair, &limits.plan_context(&pair))?;
-    let foresight = Foresight::here(&pair, limits, &fresh.calibration, 1);
+    let fresh = selection.place.load(&pair, &limits.plan_context(&pair))?;
+    let foresight = Foresight::here(&pair, limits, &fresh.calibration, concurrent);
     Ok(Explained {
         forecast: foresight.forecast(plan)?,
         what_if: foresight.what_if(plan)?,

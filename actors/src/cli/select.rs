@@ -88,6 +88,9 @@ pub struct Selection {
     /// units only).
     #[arg(long, value_name = "FORMAT", env = "OUTRIDER_CACHE", default_value_t = CacheFormat::F16)]
     pub cache: CacheFormat,
+    /// Where this machine's calibration is.
+    #[command(flatten)]
+    pub place: CalibrationPlace,
 }
 
 impl Selection {
@@ -174,7 +177,7 @@ impl Selection {
         let pair = self.pair().ok()?;
         let limits = self.limits();
         let context = limits.plan_context(&pair);
-        let fresh = CalibrationPlace::from_environment().load(&pair, &context).ok()?;
+        let fresh = self.place.load(&pair, &context).ok()?;
         Some(Foresight::here(&pair, limits, &fresh.calibration, 1))
     }
 
@@ -185,9 +188,8 @@ impl Selection {
             Some(name) => named_plan(name, &context)?,
             None => match self.mode {
                 Some(kind) => default_plan_in(kind, &context)?,
-                None => {
-                    calibrated_plan(pair, &context).map_or_else(|| default_plan(&context), Ok)?
-                }
+                None => calibrated_plan(&self.place, pair, &context)
+                    .map_or_else(|| default_plan(&context), Ok)?,
             },
         };
         let plan = match self.mode {
@@ -202,8 +204,12 @@ impl Selection {
 }
 
 /// The plan that was found best when this machine was calibrated with these models, if that still holds.
-fn calibrated_plan(pair: &Pair, context: &PlanContext) -> Option<PartitionPlan> {
-    match CalibrationPlace::from_environment().load(pair, context) {
+fn calibrated_plan(
+    place: &CalibrationPlace,
+    pair: &Pair,
+    context: &PlanContext,
+) -> Option<PartitionPlan> {
+    match place.load(pair, context) {
         Ok(fresh) => {
             let plan = PartitionPlan::from_toml(&fresh.calibration.best_plan, None, context);
             match plan {

@@ -11,6 +11,7 @@ use clap::{ArgAction, Args};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{info, warn};
 
+use super::calibrate;
 use super::logging::LogArguments;
 use super::plan_file::{self, Watch};
 use super::{CliError, OwnUnits, Selection, in_system};
@@ -75,6 +76,11 @@ pub(super) struct ServeArguments {
     /// where a calibration holds.
     #[arg(long, value_name = "POLICY", env = "OUTRIDER_PLANNER", default_value_t)]
     planner: Policy,
+    /// Calibrate anew before requests are taken where the kept calibration is stale: after an update of the program, the driver
+    /// or a model. Takes half a minute.
+    #[arg(long, env = "OUTRIDER_RECALIBRATE", num_args = 0..=1, default_missing_value = "true")]
+    #[arg(default_value_t = false, action = ArgAction::Set, value_name = "YES")]
+    recalibrate: bool,
     /// How long open requests may take to end after SIGTERM, seconds.
     #[arg(long, value_name = "S", env = "OUTRIDER_DRAIN_S", default_value_t = 30)]
     drain_s: u64,
@@ -167,6 +173,9 @@ fn keys_in(file: &Path) -> Result<Vec<String>, DoorError> {
 pub(super) fn run(arguments: ServeArguments, units: OwnUnits) -> Result<(), CliError> {
     let options = arguments.gateway()?;
     in_system(async move {
+        if arguments.recalibrate {
+            calibrate::refresh(&arguments.selection).await?;
+        }
         let (tap, timings) = crossbeam_channel::bounded(planner::TIMINGS_MAX);
         let foresight = arguments.selection.foresight();
         let office = arguments.selection.office(units, tap).await?;

@@ -24,6 +24,9 @@ use crate::meter::{UnitMeter, Work};
 /// of every sequence may come on top.
 const JOBS_MAX: usize = 1024;
 
+/// How many turns the other tasks have before a unit's job is reported; `None` is for ever.
+type Turns = dyn Fn(&UnitId) -> Option<u32> + Send + Sync;
+
 /// Where the workers of a fleet work.
 #[derive(Clone)]
 pub enum Workplace {
@@ -31,7 +34,7 @@ pub enum Workplace {
     Threads,
     /// All on the actors' thread, for a simulation: a job is done at once, and reported when the other tasks of the thread
     /// have had as many turns as the closure says; never, if it says none. So what happens depends on no clock.
-    Inline(Arc<dyn Fn(&UnitId) -> Option<u32> + Send + Sync>),
+    Inline(Arc<Turns>),
 }
 
 /// What a worker is asked to do.
@@ -218,7 +221,10 @@ impl Desk {
             }
             Job::Evict(install, reply) => {
                 // Freeing may go wrong, too: then the device is lost like in any other job.
-                let freed = guard(|| Ok(drop(stages.remove(&install))));
+                let freed = guard(|| {
+                    stages.remove(&install);
+                    Ok(())
+                });
                 let broken = freed.as_ref().err().and_then(lost);
                 Done { report: Some(Report::Evicted(reply)), broken }
             }

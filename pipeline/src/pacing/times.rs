@@ -344,6 +344,7 @@ fn class_of(sequences: u32) -> usize {
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::{DraftTimes, PassTimes};
 

@@ -282,8 +282,8 @@ fn convex_below(values: &[f64]) -> Vec<f64> {
     let mut curve = values.to_vec();
     for pair in corners.windows(2) {
         let (from, to) = (pair[0], pair[1]);
-        for at in from + 1..to {
-            curve[at] = values[from] + slope(from, to) * (at - from) as f64;
+        for (steps, value) in curve[from..to].iter_mut().enumerate().skip(1) {
+            *value = values[from] + slope(from, to) * steps as f64;
         }
     }
     curve

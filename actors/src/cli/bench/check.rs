@@ -88,11 +88,11 @@ pub(super) async fn run(arguments: &BenchArguments) -> Result<(), CliError> {
     let pair = arguments.selection.pair()?;
     let limits = arguments.selection.limits();
     let context = limits.plan_context(&pair);
-    let calibration = match arguments.place.load(&pair, &context) {
+    let calibration = match arguments.selection.place.load(&pair, &context) {
         Ok(fresh) => fresh.calibration,
         Err(error) => {
             tracing::warn!(%error, "calibrating for this check");
-            let asked = (calibrate::prompts(None)?, Duration::from_secs(8));
+            let asked = (calibrate::prompts(None)?, Duration::from_secs(calibrate::SECONDS));
             calibrate::take(&pair, limits, asked, None).await?
         }
     };

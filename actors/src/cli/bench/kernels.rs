@@ -213,10 +213,13 @@ fn write(arguments: &KernelsArguments, file: &PathBuf) -> Result<(), CliError> {
     Ok(())
 }
 
+/// A model by name, or why it cannot be had.
+type NamedModel = (String, Result<Subgraph, CliError>);
+
 /// The models by name; one is made only when its turn has come.
 fn subgraphs(
     arguments: &KernelsArguments,
-) -> Result<Box<dyn Iterator<Item = (String, Result<Subgraph, CliError>)> + '_>, CliError> {
+) -> Result<Box<dyn Iterator<Item = NamedModel> + '_>, CliError> {
     if arguments.synthetic.is_empty() {
         let sources: Vec<_> = match arguments.files.as_slice() {
             [] if cfg!(feature = "embedded-models") => {

@@ -22,7 +22,6 @@ use outrider_pipeline::scheduler::{GenerationParams, Statistics};
 use outrider_pipeline::{Guarding, Message};
 use outrider_plans::{Mode, ModeKind, PartitionPlan, default_plan_in};
 
-use super::calibrate::CalibrationPlace;
 use super::select::{build_info, named_plan};
 use super::{CliError, Selection, in_system, print_json};
 use crate::engine::{Engine, EngineOptions};
@@ -80,8 +79,6 @@ pub(super) struct BenchArguments {
     /// Write every job of that check to this file, one line of JSON an answer.
     #[arg(long, value_name = "FILE.jsonl", requires = "check_forecast")]
     trace: Option<PathBuf>,
-    #[command(flatten)]
-    place: CalibrationPlace,
     /// Print JSON.
     #[arg(long)]
     json: bool,
