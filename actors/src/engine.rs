@@ -263,6 +263,17 @@ impl EngineOptions {
         registry: Arc<Registry>,
     ) -> Self {
         let context = limits.plan_context(&pair);
+        Self::in_context(pair, plan, limits, registry, context)
+    }
+
+    /// The same where it is known what there is: to look for it again takes a while, and some drivers only answer so often.
+    pub fn in_context(
+        pair: Pair,
+        plan: PartitionPlan,
+        limits: EngineLimits,
+        registry: Arc<Registry>,
+        context: PlanContext,
+    ) -> Self {
         Self {
             pair,
             plan,

@@ -50,8 +50,18 @@ impl Foresight {
         calibration: &Calibration,
         concurrent: usize,
     ) -> Self {
+        Self::in_context(pair, limits, (calibration, limits.plan_context(pair)), concurrent)
+    }
+
+    /// The same where it is known what there is.
+    pub fn in_context(
+        pair: &Pair,
+        limits: EngineLimits,
+        (calibration, context): (&Calibration, PlanContext),
+        concurrent: usize,
+    ) -> Self {
         let workload = calibration.workload().with_concurrency(concurrent);
-        let known = (calibration.model.clone(), limits.plan_context(pair));
+        let known = (calibration.model.clone(), context);
         Self::of_pair(pair, limits, known, workload)
     }
 

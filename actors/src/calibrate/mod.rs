@@ -178,14 +178,22 @@ pub async fn calibrate(
     for (class, spec) in &classes {
         session.tell(&format!("{class}: in the engine"));
         if session.model.units.contains_key(class) {
-            session.in_engine(class, spec).await?;
+            if let Err(error) = session.in_engine(class, spec).await {
+                tracing::warn!(%class, %error, "left out of the calibration");
+                session.model.units.remove(class);
+                session.left_out.insert(class.clone(), error.to_string());
+            }
         }
     }
     session.tell("a split model");
     session.between_units().await?;
     for (target, draft) in &pairs {
         session.tell("a unit for each model");
-        session.apart(target, draft).await?;
+        let known = session.model.contention.len();
+        if let Err(error) = session.apart(target, draft).await {
+            tracing::warn!(%error, "two units were not measured beside each other");
+            session.model.contention.truncate(known);
+        }
     }
     let texts = std::mem::take(&mut session.texts);
     session.tell("the best plan");
@@ -324,7 +332,7 @@ impl Session<'_> {
         count: usize,
         time: Duration,
     ) -> Result<Vec<Answered>, CalibrateError> {
-        let probe = Probe::start(self.pair, plan, self.limits).await?;
+        let probe = Probe::start(self.pair, plan, (self.limits, self.context)).await?;
         let mut answers = Vec::new();
         let texts = &self.options.prompts;
         // The first answers warm up.

@@ -12,7 +12,7 @@ use crossbeam_channel::Receiver;
 use outrider_observability::Registry;
 use outrider_pipeline::Message;
 use outrider_pipeline::scheduler::{GenerationParams, Statistics};
-use outrider_plans::{ModelRole, PartitionPlan};
+use outrider_plans::{ModelRole, PartitionPlan, PlanContext};
 use tokio::sync::mpsc;
 
 use super::CalibrateError;
@@ -51,11 +51,12 @@ impl Probe {
     pub(crate) async fn start(
         pair: &Pair,
         plan: &PartitionPlan,
-        limits: EngineLimits,
+        (limits, context): (EngineLimits, &PlanContext),
     ) -> Result<Self, CalibrateError> {
         let (tap, timings) = crossbeam_channel::bounded(TIMINGS_MAX);
         let registry = Arc::new(Registry::new(crate::cli::build_info()));
-        let mut options = EngineOptions::new(pair.clone(), plan.clone(), limits, registry);
+        let (pair, plan, context) = (pair.clone(), plan.clone(), context.clone());
+        let mut options = EngineOptions::in_context(pair, plan, limits, registry, context);
         options.timings = Some(tap);
         Ok(Self { engine: Engine::start(options).await?, timings })
     }

@@ -96,7 +96,7 @@ pub(super) async fn run(arguments: &BenchArguments) -> Result<(), CliError> {
             calibrate::take(&pair, limits, asked, None).await?
         }
     };
-    let foresight = Foresight::here(&pair, limits, &calibration, 1);
+    let foresight = Foresight::in_context(&pair, limits, (&calibration, context.clone()), 1);
     let mut contests = Vec::new();
     let mut enter = |plan: PartitionPlan| -> Result<usize, CliError> {
         let known =
@@ -129,9 +129,16 @@ pub(super) async fn run(arguments: &BenchArguments) -> Result<(), CliError> {
     for run in 1..=arguments.runs {
         for (index, contest) in contests.iter_mut().enumerate() {
             tracing::info!(run, plan = contest.plan.name, "measuring plan {index}");
-            let probe = match kept.remove(&index) {
-                Some(probe) => probe,
-                None => Probe::start(&pair, &contest.plan, limits).await?,
+            let started = match kept.remove(&index) {
+                Some(probe) => Ok(probe),
+                None => Probe::start(&pair, &contest.plan, (limits, &context)).await,
+            };
+            let probe = match started {
+                Ok(probe) => probe,
+                Err(error) => {
+                    eprintln!("run {run}: {} does not start: {error}", contest.plan.name);
+                    continue;
+                }
             };
             let answers = turn(arguments, &probe, &prompts).await?;
             if contest.plan.units.values().any(|spec| spec.kind() == UnitKind::Gpu) {
@@ -144,6 +151,9 @@ pub(super) async fn run(arguments: &BenchArguments) -> Result<(), CliError> {
             }
             contest.runs.push(Measured::of(&answers));
             contest.laps.push(answers.iter().map(|answer| answer.lasted).collect());
+        }
+        if contests[0].runs.is_empty() {
+            return Err("the plain plan on all cores does not start".into());
         }
         let so_far = Check::of(&contests, chosen);
         eprintln!(
@@ -247,10 +257,13 @@ fn plans(context: &PlanContext) -> Vec<Composition> {
 }
 
 impl Check {
+    /// Of the plans that could be measured. The plain one on all cores always can, or nothing could be compared.
     fn of(contests: &[Contest], chosen: usize) -> Self {
-        let plain = &contests[0];
+        let chosen = contests[chosen].plan.name.as_str();
+        let contests: Vec<&Contest> = contests.iter().filter(|c| !c.runs.is_empty()).collect();
+        let plain = contests[0];
         let foreseen = |contest: &Contest| contest.forecast.microtokens_per_second as f64 / 1e6;
-        let row = |contest: &Contest| {
+        let row = |contest: &&Contest| {
             let measured = contest.speed();
             let over = measured / plain.speed();
             let foreseen_over = foreseen(contest) / foreseen(plain);
@@ -281,8 +294,11 @@ impl Check {
             largest_error,
             median_relative_error,
             largest_relative_error,
-            chosen: rows[chosen].plan.clone(),
-            chosen_over_best: rows[chosen].measured / best,
+            chosen: chosen.to_owned(),
+            chosen_over_best: rows
+                .iter()
+                .find(|row| row.plan == chosen)
+                .map_or(0.0, |row| row.measured / best),
             rows,
         }
     }
