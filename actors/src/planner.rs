@@ -244,7 +244,11 @@ impl Planner {
                     continue;
                 };
                 let permille = u64::from(ratio.applied_permille);
-                for table in [&mut times.verify, &mut times.fill, &mut times.draft_step] {
+                // Parts too, or a split target would look untouched by what slows the whole one.
+                let parts = times.parts.iter_mut();
+                let parts = parts.flat_map(|p| [&mut p.base, &mut p.layer, &mut p.head]);
+                let whole = [&mut times.verify, &mut times.fill, &mut times.draft_step];
+                for table in whole.into_iter().chain(parts) {
                     *table = table.map(|_, _, ns| ns * permille / 1000);
                 }
             }

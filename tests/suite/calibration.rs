@@ -62,13 +62,14 @@ fn another_calibration_takes_its_place_whole() {
 fn one_of_anything_else_is_stale_and_says_what_has_changed() {
     let (_folder, path) = kept();
     type Change = fn(&mut Fingerprint);
-    let changes: [(Change, &str); 6] = [
+    let changes: [(Change, &str); 7] = [
         (|f| f.hardware.push('x'), "the hardware has changed"),
         (|f| f.driver.push('x'), "the GPU's driver has changed"),
         (|f| f.target.push('x'), "the target model has changed"),
         (|f| f.draft.clear(), "the draft model has changed"),
         (|f| f.binary.push('x'), "the program has changed"),
         (|f| f.positions += 1, "the context length has changed"),
+        (|f| f.cache.push('x'), "the format of the caches has changed"),
     ];
     for (change, words) in changes {
         let mut wanted = fingerprint();

@@ -9,20 +9,28 @@ use outrider::planner::Planner;
 use outrider_observability::{BuildInfo, PlanMetrics, Registry};
 use outrider_plans::cost::{Before, DraftShape, PassShape};
 use outrider_plans::{
-    Board, Mode, ModelRole, Objective, PartitionPlan, UnitKind, UnitSpec, shipped_boards,
+    Acceptance, Board, Mode, ModelRole, Objective, PartitionPlan, UnitKind, UnitSpec, Workload,
+    shipped_boards,
 };
 
 /// Jobs of one look: more than it takes to believe a ratio.
 const JOBS: usize = 100;
 
+/// A small PC whose GPU is much faster than its cores, and few short texts: searches are quick.
 fn foresight() -> Foresight {
-    let shipped = shipped_boards().iter().find(|board| board.name == "rk3588").unwrap();
-    let board = Board::parse(shipped.text).unwrap();
+    let shipped = shipped_boards().iter().find(|board| board.name == "x86-integrated-gpu").unwrap();
+    let text = shipped
+        .text
+        .replace("{ value = 22000000000,", "{ value = 100000000000,")
+        .replace("{ value = 150000000000,", "{ value = 2000000000000,");
+    assert_ne!(text, shipped.text);
+    let board = Board::parse(&text).unwrap();
     let context = board.context();
     let limits =
         EngineLimits { context: Some(context.caches.positions_max), ..EngineLimits::default() };
     let tokens = (board.vocabulary(), [board.vocabulary() - 1].into());
-    Foresight::new(board.model(), context, board.workload(), tokens, limits)
+    let workload = Workload::made_up(&Acceptance::constant(0.7), (16, 48), 6);
+    Foresight::new(board.model(), context, workload, tokens, limits)
 }
 
 fn metrics() -> Registry {

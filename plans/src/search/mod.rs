@@ -10,7 +10,7 @@
 //! forecast costs a rehearsal, so a quick one on a part of the texts ranks all candidates, and a full one the best of them.
 //!
 //! *Invariant:* every plan that comes out was checked like one that somebody wrote, and has a forecast. Equal plans are ranked alike
-//! everywhere: by objective, then memory, then number of units, then content.
+//! everywhere: by objective, then memory, then number of units, then the simpler mode, then content.
 
 pub mod compose;
 pub mod cuts;
@@ -176,10 +176,20 @@ pub fn search(
 }
 
 /// What decides between plans that are equally good.
-fn order(plan: &PartitionPlan) -> (u64, usize, PlanId, Reverse<u32>) {
+fn order(plan: &PartitionPlan) -> Order {
     let bytes = plan.units.keys().map(|unit| plan.unit_memory(unit).total_bytes()).sum();
-    (bytes, plan.units.len(), plan.fingerprint(), Reverse(plan.mode.draft_tokens()))
+    // Where no text repeats itself, lookup does what the draft alone does: the simpler one is named.
+    let mode = match plan.mode {
+        Mode::Plain => 0,
+        Mode::Sequential { .. } => 1,
+        Mode::Overlap { .. } => 2,
+        Mode::Lookup { .. } => 3,
+    };
+    (bytes, plan.units.len(), mode, plan.fingerprint(), Reverse(plan.mode.draft_tokens()))
 }
+
+/// Memory, units, mode, content, depth.
+type Order = (u64, usize, u8, PlanId, Reverse<u32>);
 
 struct Search<'a> {
     context: &'a PlanContext,
@@ -192,10 +202,7 @@ struct Search<'a> {
 }
 
 impl Search<'_> {
-    fn rank(
-        &self,
-        (cost, plan): &(u64, PartitionPlan),
-    ) -> (u64, (u64, usize, PlanId, Reverse<u32>)) {
+    fn rank(&self, (cost, plan): &(u64, PartitionPlan)) -> (u64, Order) {
         (*cost, order(plan))
     }
 
