@@ -126,6 +126,32 @@ fn decoding_does_not_starve_a_long_prompt() {
     world.finish();
 }
 
+/// A prompt is read in pieces of a pass each, and who was served last stands behind all others: a short request has its
+/// first token after the pass under way and its own, and then one with every pass.
+#[test]
+fn a_short_request_waits_two_passes_beside_a_long_prompt() {
+    let mut frame = config(DraftPolicy::plain());
+    let limits = RoleLimits { rows_max: 128, positions_max: 512 };
+    (frame.target, frame.draft) = (limits, limits);
+    let mut world = World::new(3, frame);
+    world.admit(request(0, 400, 8));
+    world.admit(request(1, 10, 30));
+    let mut passes = 0;
+    while world.seen[&1].tokens.is_empty() {
+        assert!(world.advance());
+        passes += 1;
+    }
+    assert_eq!(passes, 2);
+    while world.seen[&0].tokens.is_empty() {
+        let before = world.seen[&1].tokens.len();
+        assert!(world.advance());
+        assert_eq!(world.seen[&1].tokens.len(), before + 1);
+        passes += 1;
+    }
+    assert!(passes <= 5, "the long prompt took {passes} passes");
+    world.finish();
+}
+
 #[test]
 fn a_cancel_at_any_point_ends_one_sequence_and_no_other() {
     for policy in policies() {
