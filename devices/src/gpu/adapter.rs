@@ -5,6 +5,7 @@
 //! drivers list them.
 
 use std::fmt;
+use std::sync::{Mutex, PoisonError};
 
 use crate::DeviceError;
 use crate::discovery::Machine;
@@ -161,20 +162,39 @@ pub(super) fn select(selector: &GpuSelector) -> Result<(GpuAdapter, wgpu::Adapte
     }
 }
 
+/// The process's one way into its drivers, once it has found an adapter.
+///
+/// A driver's library is loaded with an instance and unloaded with it, and some cannot be loaded again any number of times: after
+/// a dozen of units opened and closed, NVIDIA's reported no adapter for the rest of the process's life.
+static DRIVERS: Mutex<Option<wgpu::Instance>> = Mutex::new(None);
+
 fn enumerate() -> (Vec<(GpuAdapter, wgpu::Adapter)>, Option<String>) {
-    let mut instance = wgpu::InstanceDescriptor::new_without_display_handle();
-    instance.backends = wgpu::Backends::PRIMARY;
-    instance.flags = wgpu::InstanceFlags::empty();
-    let instance = wgpu::Instance::new(instance);
-    let found = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::PRIMARY));
-    let mut adapters: Vec<_> =
-        found.into_iter().map(|adapter| (describe(&adapter), adapter)).collect();
+    let mut drivers = DRIVERS.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut adapters = drivers.as_ref().map(adapters_of).unwrap_or_default();
+    if adapters.is_empty() {
+        // None before, or none any more: a driver may have been installed meanwhile.
+        let fresh = new_instance();
+        adapters = adapters_of(&fresh);
+        *drivers = (!adapters.is_empty()).then_some(fresh);
+    }
     adapters.sort_by_key(|(described, _)| (described.usable.is_err(), described.kind));
     for (index, (described, _)) in adapters.iter_mut().enumerate() {
         described.index = index;
     }
     let reason = adapters.is_empty().then(why_none);
     (adapters, reason)
+}
+
+fn new_instance() -> wgpu::Instance {
+    let mut instance = wgpu::InstanceDescriptor::new_without_display_handle();
+    instance.backends = wgpu::Backends::PRIMARY;
+    instance.flags = wgpu::InstanceFlags::empty();
+    wgpu::Instance::new(instance)
+}
+
+fn adapters_of(instance: &wgpu::Instance) -> Vec<(GpuAdapter, wgpu::Adapter)> {
+    let found = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::PRIMARY));
+    found.into_iter().map(|adapter| (describe(&adapter), adapter)).collect()
 }
 
 fn why_none() -> String {

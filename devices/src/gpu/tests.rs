@@ -425,3 +425,15 @@ fn measured_costs_are_positive() {
     ];
     assert_eq!(labels, expected);
 }
+
+#[test]
+fn a_unit_can_be_opened_and_closed_any_number_of_times() {
+    let model = whole(&synthetic::tiny(1), WeightFormat::F16);
+    let mut first = None;
+    for _ in 0..40 {
+        let Some(mut device) = open(GpuOptions::default()) else { return };
+        let mut executable = device.prepare(&model, LIMITS).unwrap();
+        let said = picked(&mut *executable, &one(1, 0, &text(3, 1), Want::Picks(1)));
+        assert_eq!(*first.get_or_insert_with(|| said.clone()), said);
+    }
+}
