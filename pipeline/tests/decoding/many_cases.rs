@@ -127,9 +127,9 @@ fn decoding_does_not_starve_a_long_prompt() {
 }
 
 /// A prompt is read in pieces of a pass each, and who was served last stands behind all others: a short request has its
-/// first token after the pass under way and its own, and then one with every pass.
+/// first token with the third pass, and then one with every pass.
 #[test]
-fn a_short_request_waits_two_passes_beside_a_long_prompt() {
+fn a_short_request_waits_three_passes_beside_a_long_prompt() {
     let mut frame = config(DraftPolicy::plain());
     let limits = RoleLimits { rows_max: 128, positions_max: 512 };
     (frame.target, frame.draft) = (limits, limits);
@@ -141,7 +141,7 @@ fn a_short_request_waits_two_passes_beside_a_long_prompt() {
         assert!(world.advance());
         passes += 1;
     }
-    assert_eq!(passes, 2);
+    assert_eq!(passes, 3);
     while world.seen[&0].tokens.is_empty() {
         let before = world.seen[&1].tokens.len();
         assert!(world.advance());
