@@ -1,17 +1,16 @@
 //! `outrider bench --check-forecast`: foreseen beside measured speed, on plans and prompts that the model never saw.
 //!
-//! The plans take turns, each with an engine of its own for the time of its turn, warmed up first; only engines on a GPU are kept,
-//! since drivers open few devices for one process. A plan's speed is that of all prompts, each with the median of its times over
+//! The plans take turns, each with an engine of its own for the time of its turn, warmed up first: a GPU that idles until its next
+//! turn would have lowered its clock. A plan's speed is that of all prompts, each with the median of its times over
 //! the runs, so that a stall counts no more than any other time. *Invariant:* nothing that is measured here flows back
 //! into the forecasts.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
 use outrider_plans::search::Composition;
 use outrider_plans::{
-    AdapterKind, DraftTokens, Forecast, Mode, PartitionPlan, PlanContext, UnitClass, UnitKind,
+    AdapterKind, DraftTokens, Forecast, Mode, PartitionPlan, PlanContext, UnitClass,
     UnitSpec,
 };
 use serde::Serialize;
@@ -125,15 +124,10 @@ pub(super) async fn run(arguments: &BenchArguments) -> Result<(), CliError> {
     let chosen = enter(best.plan)?;
     let prompts = prompts(arguments, UNSEEN)?;
     let trace = calibrate::trace(arguments.trace.as_ref())?;
-    let mut kept: BTreeMap<usize, Probe> = BTreeMap::new();
     for run in 1..=arguments.runs {
         for (index, contest) in contests.iter_mut().enumerate() {
             tracing::info!(run, plan = contest.plan.name, "measuring plan {index}");
-            let started = match kept.remove(&index) {
-                Some(probe) => Ok(probe),
-                None => Probe::start(&pair, &contest.plan, (limits, &context)).await,
-            };
-            let probe = match started {
+            let probe = match Probe::start(&pair, &contest.plan, (limits, &context)).await {
                 Ok(probe) => probe,
                 Err(error) => {
                     eprintln!("run {run}: {} does not start: {error}", contest.plan.name);
@@ -141,11 +135,7 @@ pub(super) async fn run(arguments: &BenchArguments) -> Result<(), CliError> {
                 }
             };
             let answers = turn(arguments, &probe, &prompts).await?;
-            if contest.plan.units.values().any(|spec| spec.kind() == UnitKind::Gpu) {
-                kept.insert(index, probe);
-            } else {
-                probe.stop();
-            }
+            probe.stop();
             if let Some(trace) = &trace {
                 trace.add(&contest.plan, &answers);
             }
@@ -163,7 +153,6 @@ pub(super) async fn run(arguments: &BenchArguments) -> Result<(), CliError> {
             100.0 * so_far.largest_error
         );
     }
-    kept.values().for_each(Probe::stop);
     let check = Check::of(&contests, chosen);
     if arguments.json {
         return print_json(&check);
