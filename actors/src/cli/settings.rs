@@ -17,7 +17,10 @@ const PLACES: [&str; 2] = ["outrider.toml", "/etc/outrider/outrider.toml"];
 /// The tables of the file and their keys. A key is its flag's name with `_` for `-`.
 pub(super) const TABLES: &[(&str, &[&str])] = &[
     ("models", &["target", "draft", "draft_weights"]),
-    ("decoding", &["plan", "watch", "planner", "mode", "draft_tokens"]),
+    (
+        "decoding",
+        &["plan", "watch", "planner", "calibration", "recalibrate", "mode", "draft_tokens"],
+    ),
     (
         "limits",
         &["parallel", "queue", "queue_tokens", "prefix_cache", "context", "cache", "deadline_s"],

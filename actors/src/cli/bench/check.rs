@@ -10,8 +10,7 @@ use std::time::Duration;
 
 use outrider_plans::search::Composition;
 use outrider_plans::{
-    AdapterKind, DraftTokens, Forecast, Mode, PartitionPlan, PlanContext, UnitClass,
-    UnitSpec,
+    AdapterKind, DraftTokens, Forecast, Mode, PartitionPlan, PlanContext, UnitClass, UnitSpec,
 };
 use serde::Serialize;
 
