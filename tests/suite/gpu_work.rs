@@ -96,3 +96,21 @@ fn processor_and_gpu_write_the_same_but_for_proven_near_ties() {
     let bound = report["bound"].as_f64().unwrap() / report["largest_logit"].as_f64().unwrap();
     assert!((1e-7..0.1).contains(&bound), "the devices compute apart, and alike: {report:#}");
 }
+
+#[test]
+fn bench_times_the_kernels_of_a_gpu() {
+    if crate::gpu::unit().is_none() {
+        return;
+    }
+    let asked = ["bench", "kernels", "--gpu", "0", "--runs", "1", "--json"];
+    let report: Value = serde_json::from_str(&outrider_ok(&asked)).unwrap();
+    let models = report["models"].as_array().unwrap();
+    assert_eq!(models.len(), 2, "{report:#}");
+    for model in models {
+        let rows: Vec<_> = model["passes"].as_array().unwrap().iter().map(|p| &p["rows"]).collect();
+        assert_eq!(rows, [1, 2, 4, 8]);
+        for figure in ["dispatches", "floor_us", "prompt_us", "draft_of_4_us"] {
+            assert!(model[figure].as_f64().unwrap() > 0.0, "{figure}: {report:#}");
+        }
+    }
+}

@@ -123,8 +123,9 @@ impl Bench {
         (context, prompt): (usize, usize),
     ) -> Result<ModelReport, CliError> {
         let positions_max = (context + 64).max(prompt);
+        let rows_max = prompt.max(64);
         let limits =
-            SlotLimits { sequences_max: 2, positions_max, rows_max: 64, cache: CacheFormat::F16 };
+            SlotLimits { sequences_max: 2, positions_max, rows_max, cache: CacheFormat::F16 };
         let mut executable = self.device.prepare(whole, limits)?;
         let weight_bytes = executable.memory().weights;
         let dispatches = measure::dispatches(&self.device, (whole, limits))?;
