@@ -2,7 +2,7 @@
 //!
 //! *Invariant:* all actors of an engine share one thread of their own; everything outside talks to them by message.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -11,26 +11,23 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use actix::prelude::{Actor, Addr, Arbiter, ArbiterHandle};
 use outrider_devices::{SequenceId, SlotLimits};
 use outrider_observability::{HttpMetrics, PlanMetrics, Registry, RejectionReason, RunningPlan};
-use outrider_pipeline::lookup::Ngrams;
-use outrider_pipeline::pacing::KnownTimes;
-use outrider_pipeline::scheduler::{
-    Admission, GenerationParams, Prefixes, RoleLimits, Scheduler, SchedulerConfig, Units,
-};
+use outrider_pipeline::scheduler::{Admission, GenerationParams, Prefixes, Units};
 use outrider_pipeline::template::UnixSeconds;
 use outrider_pipeline::tokenizer::AddBos;
 use outrider_pipeline::{
-    Conversation, Detokenizer, DraftPolicy, GenerationPrompt, Guarding, Message, SpecialTokens,
-    TemplateError, TextStart, Tokenizer, TokenizerError,
+    Conversation, DraftPolicy, GenerationPrompt, Guarding, Message, SpecialTokens, TemplateError,
+    Tokenizer, TokenizerError,
 };
 use outrider_plans::swap::Forecasted;
 use outrider_plans::{
-    CacheFormat, CacheLimits, DraftTokens, Mode, ModelRole, Models, PartitionPlan, PlanContext,
-    PlanEpoch, PlanError, PlanSpec, Proposal, Reason, SwapError, SwapReport, UnitId,
+    CacheFormat, CacheLimits, ModelRole, Models, PartitionPlan, PlanContext, PlanEpoch, PlanError,
+    PlanSpec, Proposal, Reason, SwapError, SwapReport, UnitId,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::coordinator::Coordinator;
 use crate::fleet;
+use crate::frame::{rules_as_written, rules_with_guard, scheduler};
 use crate::library::Library;
 use crate::messages::{
     Cancel, CancelCause, Dissolve, Drain, Generate, Inspect, PreviewPlan, ProposePlan, UnitError,
@@ -43,9 +40,7 @@ use crate::supervisor::{Blueprint, HistoryEntry, Opening, PlanView, RestartPolic
 use crate::unit::{Cores, DeviceFactory, Workplace};
 
 /// Most rows of one batch: a prefill chunk with the decode rows of the other sequences beside it.
-const ROWS_MAX: usize = 128;
-/// Tokens of one draft job in overlap: few, so that drafts reach the target while they are wanted.
-const OVERLAP_CHUNK: u32 = 2;
+pub(crate) const ROWS_MAX: usize = 128;
 /// Longest context used where nobody asks for one: caches of all places must fit small machines.
 const CONTEXT_DEFAULT_MAX: usize = 4096;
 
@@ -670,71 +665,6 @@ impl Engine {
     }
 }
 
-fn scheduler(
-    pair: &Pair,
-    (plan, policy): (&PartitionPlan, DraftPolicy),
-    limits: EngineLimits,
-    context: usize,
-) -> Scheduler {
-    let tokenizer = Arc::clone(pair.target.tokenizer());
-    let vocabulary = pair.target.config().shape.vocabulary as u32;
-    let end_of_text = pair.target.config().special.eos.iter().copied().collect();
-    Scheduler::new(
-        SchedulerConfig { policy, ..frame(plan, (vocabulary, end_of_text), limits, context) },
-        Box::new(move |begins| {
-            let tokenizer = Arc::clone(&tokenizer);
-            Box::new(match begins {
-                TextStart::Anew => Detokenizer::at_start(tokenizer),
-                TextStart::Continues => Detokenizer::continuing(tokenizer),
-            })
-        }),
-    )
-}
-
-/// The scheduler's frame under a plan: the same in service and in a rehearsal. `tokens` are the number of tokens and those
-/// that end a text, `context` the positions of one sequence.
-pub fn frame(
-    plan: &PartitionPlan,
-    tokens: (u32, Arc<[u32]>),
-    limits: EngineLimits,
-    context: usize,
-) -> SchedulerConfig {
-    let (vocabulary, end_of_text) = tokens;
-    let role = RoleLimits { rows_max: ROWS_MAX as u32, positions_max: context as u32 };
-    let (policy, units) = rules_as_written(plan);
-    SchedulerConfig {
-        sequences_max: limits.parallel,
-        queue_max: limits.queue,
-        queue_tokens_max: limits.queue_tokens,
-        prefixes: limits.prefixes,
-        target: role,
-        draft: role,
-        vocabulary,
-        end_of_text,
-        policy,
-        units,
-        known_times: KnownTimes::default(),
-    }
-}
-
-/// The rules for drafting under a plan, with the guard for all that drafts, and whether its models share units.
-fn rules_with_guard(plan: &PartitionPlan) -> (DraftPolicy, Units) {
-    (policy(plan, Guarding::On), units(plan))
-}
-
-/// The same without the guard for a fixed depth.
-fn rules_as_written(plan: &PartitionPlan) -> (DraftPolicy, Units) {
-    (policy(plan, Guarding::Off), units(plan))
-}
-
-fn units(plan: &PartitionPlan) -> Units {
-    let units_of = |role| -> BTreeSet<_> {
-        plan.chain(role).into_iter().map(|placement| placement.unit.clone()).collect()
-    };
-    let apart = units_of(ModelRole::Target).is_disjoint(&units_of(ModelRole::Draft));
-    if apart { Units::Separate } else { Units::Shared }
-}
-
 /// A model's name as clients say it: the last part of its file's, without the format's ending.
 fn served_name(name: &str) -> &str {
     match name {
@@ -745,29 +675,5 @@ fn served_name(name: &str) -> &str {
             let stem = [".gguf", ".safetensors"].iter().find_map(|end| last.strip_suffix(end));
             stem.unwrap_or(last)
         }
-    }
-}
-
-/// The plan's mode as rules for drafting.
-fn policy(plan: &PartitionPlan, guarding: Guarding) -> DraftPolicy {
-    let policy = match plan.mode {
-        Mode::Plain => DraftPolicy::plain(),
-        Mode::Sequential { draft_tokens } => DraftPolicy::sequential(draft_tokens.most()),
-        Mode::Overlap { draft_tokens, wait } => {
-            DraftPolicy::overlap(draft_tokens.most(), OVERLAP_CHUNK, wait)
-        }
-        Mode::Lookup { draft_tokens, ngram } => {
-            let ngrams = Ngrams { min: 1, max: ngram as usize };
-            if plan.has_draft() {
-                DraftPolicy::sequential(draft_tokens).with_lookup(ngrams)
-            } else {
-                DraftPolicy::lookup(draft_tokens, ngrams)
-            }
-        }
-    };
-    match (plan.mode.depth(), guarding) {
-        (Some(DraftTokens::Auto), _) => policy.by_worth(),
-        (Some(DraftTokens::Fixed(_)), Guarding::On) => policy.guarded(),
-        _ => policy,
     }
 }

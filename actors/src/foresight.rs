@@ -13,7 +13,8 @@ use outrider_plans::{
 };
 
 use crate::calibrate::Calibration;
-use crate::engine::{EngineLimits, frame};
+use crate::engine::EngineLimits;
+use crate::frame::frame;
 use crate::pair::Pair;
 
 /// Texts of a quick forecast.

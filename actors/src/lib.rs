@@ -14,6 +14,7 @@ pub mod coordinator;
 pub mod engine;
 pub mod fleet;
 pub mod foresight;
+mod frame;
 pub mod gateway;
 mod gpu_tuning;
 mod ledger;

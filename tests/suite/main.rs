@@ -29,6 +29,7 @@ mod resident;
 mod service;
 mod simulation;
 mod simulation_actors;
+mod simulation_plans;
 mod soak;
 mod supervision;
 mod swap;
