@@ -38,19 +38,24 @@ async fn the_trace_shows_draft_and_verification_on_two_units_at_the_same_time() 
         ));
         let options = EngineOptions::new(pair(), plan, EngineLimits::default(), registry());
         let engine = Engine::start(options).await.unwrap();
-        for _ in 0..3 {
+        // On cores that are shared with others it is chance whether two jobs meet: a few sentences give it many.
+        let mut both = 0;
+        for _ in 0..30 {
             tokens(&engine, SENTENCE, &Sampling::default()).await;
+            let trace: Value = serde_json::from_str(&engine.timeline(None)).unwrap();
+            let (verified, drafted) = (jobs(&trace, target), jobs(&trace, draft));
+            assert!(verified.iter().all(|(name, ..)| name.starts_with("target")), "{verified:?}");
+            assert!(drafted.iter().all(|(name, ..)| name.starts_with("draft")), "{drafted:?}");
+            let together = |(_, start, end): &&(String, u64, u64)| {
+                drafted.iter().any(|(_, s, e)| s.max(start) < e.min(end))
+            };
+            both = verified.iter().filter(together).count();
+            if both >= 3 {
+                break;
+            }
         }
-        let trace: Value = serde_json::from_str(&engine.timeline(None)).unwrap();
         engine.stop();
-        let (verified, drafted) = (jobs(&trace, target), jobs(&trace, draft));
-        assert!(verified.iter().all(|(name, ..)| name.starts_with("target")), "{verified:?}");
-        assert!(drafted.iter().all(|(name, ..)| name.starts_with("draft")), "{drafted:?}");
-        let together = |(_, start, end): &&(String, u64, u64)| {
-            drafted.iter().any(|(_, s, e)| s.max(start) < e.min(end))
-        };
-        let both = verified.iter().filter(together).count();
-        assert!(both >= 3, "{both} of {} verifications beside a draft", verified.len());
+        assert!(both >= 3, "{both} verifications beside a draft");
     }
 }
 
