@@ -209,11 +209,11 @@ fn play(seed: u64) -> u64 {
 
 /// Worlds to try: 200, or as `OUTRIDER_WORLDS` says.
 fn worlds() -> u64 {
-    std::env::var("OUTRIDER_WORLDS").map_or(2000, |n| n.parse().unwrap())
+    std::env::var("OUTRIDER_WORLDS").map_or(10_000, |n| n.parse().unwrap())
 }
 
 #[test]
-fn two_thousand_worlds_of_real_actors_lose_nothing() {
+fn ten_thousand_worlds_of_real_actors_lose_nothing() {
     let swaps: u64 = play_all(("simulation_actors", worlds()), play).into_iter().sum();
     eprintln!("{} worlds, {swaps} swaps", worlds());
     assert!(swaps > worlds(), "hardly a swap happened");
