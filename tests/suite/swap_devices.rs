@@ -31,8 +31,9 @@ use crate::swap_models::file;
 use crate::swap_storm::resident_mib;
 use crate::worlds::Random;
 
-/// Largest distance of two logits that devices may exchange, in nats.
-const NEAR_TIE: f32 = 0.1;
+/// What a token may lack to the processor's likeliest: twice the most by which logits of the shipped target differed between the
+/// processor and a GPU at rows on which both agreed (0.39, as `outrider bench --check-devices` measures it), rounded up.
+const NEAR_TIE: f32 = 0.8;
 const STREAMS: usize = 8;
 const TOKENS: u32 = 64;
 
@@ -455,7 +456,7 @@ async fn storm(swaps: usize, within: Duration, seed: u64) -> (f64, f64) {
 }
 
 #[actix::test]
-#[ignore = "not yet seen to pass: run by hand with --ignored --nocapture"]
+#[ignore = "takes minutes: run by hand with --nocapture"]
 async fn a_hundred_swaps_across_devices_lose_nothing() {
     storm(100, Duration::from_secs(90), 3).await;
 }
