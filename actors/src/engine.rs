@@ -261,7 +261,7 @@ impl EngineOptions {
         Self::in_context(pair, plan, limits, registry, context)
     }
 
-    /// The same where it is known what there is: to look for it again takes a while, and some drivers only answer so often.
+    /// The same where it is known what there is: to look for it again takes a while.
     pub fn in_context(
         pair: Pair,
         plan: PartitionPlan,

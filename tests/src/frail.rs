@@ -41,11 +41,6 @@ struct Frail {
     file: PathBuf,
 }
 
-struct FrailStage {
-    whole: Box<dyn Executable>,
-    file: PathBuf,
-}
-
 impl Device for Frail {
     fn descriptor(&self) -> DeviceDescriptor {
         self.whole.descriptor()
@@ -57,31 +52,39 @@ impl Device for Frail {
         limits: SlotLimits,
     ) -> Result<Box<dyn Executable>, DeviceError> {
         let whole = self.whole.prepare(subgraph, limits)?;
-        Ok(Box::new(FrailStage { whole, file: self.file.clone() }))
-    }
-}
-
-impl FrailStage {
-    /// One stage takes the file away, and its unit goes with it.
-    fn stands(&self) -> Result<(), DeviceError> {
-        match std::fs::remove_file(&self.file) {
+        let file = self.file.clone();
+        // One stage takes the file away, and its unit goes with it.
+        Ok(frail_stage(whole, move || match std::fs::remove_file(&file) {
             Ok(()) => Err(DeviceError::Lost {
                 device: FRAIL.into(),
-                detail: format!("{} was there", self.file.display()),
+                detail: format!("{} was there", file.display()),
             }),
             Err(_) => Ok(()),
-        }
+        }))
     }
 }
 
-impl Executable for FrailStage {
+/// `whole`, which before every job asks `stands` whether there is still a device, and fails with what that says.
+pub fn frail_stage(
+    whole: Box<dyn Executable>,
+    stands: impl FnMut() -> Result<(), DeviceError> + Send + 'static,
+) -> Box<dyn Executable> {
+    Box::new(FrailStage { whole, stands })
+}
+
+struct FrailStage<S> {
+    whole: Box<dyn Executable>,
+    stands: S,
+}
+
+impl<S: FnMut() -> Result<(), DeviceError> + Send> Executable for FrailStage<S> {
     fn run(&mut self, batch: &Batch, input: Option<Activations>) -> Result<Output, DeviceError> {
-        self.stands()?;
+        (self.stands)()?;
         self.whole.run(batch, input)
     }
 
     fn draft(&mut self, batch: &DraftBatch) -> Result<Vec<Vec<Pick>>, DeviceError> {
-        self.stands()?;
+        (self.stands)()?;
         self.whole.draft(batch)
     }
 

@@ -12,23 +12,22 @@ use std::time::{Duration, Instant};
 
 use outrider::engine::{Engine, EngineLimits, EngineOptions};
 use outrider::fleet;
-use outrider::request::RequestEvent;
 use outrider::supervisor::RestartPolicy;
 use outrider::unit::DeviceFactory;
 use outrider_devices::cpu::{CpuDevice, CpuOptions};
 use outrider_devices::{
-    Activations, Batch, Device, DeviceDescriptor, DeviceError, DraftBatch, Executable, MemoryUse,
-    Output, Pick, Segment, SequenceId, SlotLimits, Subgraph, Want,
+    Batch, Device, DeviceDescriptor, DeviceError, Executable, Output, Segment, SequenceId,
+    SlotLimits, Subgraph, Want,
 };
 use outrider_pipeline::Message;
-use outrider_pipeline::scheduler::{FinishReason, GenerationParams};
 use outrider_plans::{
     ModelRole, PartitionPlan, Proposal, Reason, StageId, SwapError, UnitId, UnitKind, UnitSpec,
 };
+use outrider_tests::frail::frail_stage;
 
 use crate::equivalence::{pair, registry};
 use crate::swap_models::file;
-use crate::swap_storm::resident_mib;
+use crate::swap_storm::{resident_mib, stream};
 use crate::worlds::Random;
 
 /// What a token may lack to the processor's likeliest: twice the most by which logits of the shipped target differed between the
@@ -130,45 +129,11 @@ impl Device for Frail {
             return Err(DeviceError::OutOfMemory { device: "frail".into(), detail });
         }
         let executable = self.device.prepare(subgraph, limits)?;
-        Ok(Box::new(FrailStage { executable, left: Arc::clone(&self.left) }))
-    }
-}
-
-struct FrailStage {
-    executable: Box<dyn Executable>,
-    left: Arc<AtomicU64>,
-}
-
-impl FrailStage {
-    fn age(&self) -> Result<(), DeviceError> {
-        match self.left.fetch_sub(1, Ordering::SeqCst) {
+        let left = Arc::clone(&self.left);
+        Ok(frail_stage(executable, move || match left.fetch_sub(1, Ordering::SeqCst) {
             0 => Err(DeviceError::Lost { device: "frail".into(), detail: "told to".into() }),
             _ => Ok(()),
-        }
-    }
-}
-
-impl Executable for FrailStage {
-    fn run(&mut self, batch: &Batch, input: Option<Activations>) -> Result<Output, DeviceError> {
-        self.age()?;
-        self.executable.run(batch, input)
-    }
-
-    fn draft(&mut self, batch: &DraftBatch) -> Result<Vec<Vec<Pick>>, DeviceError> {
-        self.age()?;
-        self.executable.draft(batch)
-    }
-
-    fn cached(&self, sequence: SequenceId) -> u32 {
-        self.executable.cached(sequence)
-    }
-
-    fn release(&mut self, sequence: SequenceId) {
-        self.executable.release(sequence);
-    }
-
-    fn memory(&self) -> MemoryUse {
-        self.executable.memory()
+        }))
     }
 }
 
@@ -254,33 +219,6 @@ struct Sky {
     exact: AtomicU64,
 }
 
-/// One answer, with its pauses.
-async fn stream(engine: &Engine, prompt: &[u32], pauses: &Mutex<Vec<Duration>>) -> Vec<u32> {
-    let params = GenerationParams {
-        max_tokens: Some(TOKENS),
-        ignore_eos: true,
-        ..GenerationParams::default()
-    };
-    let (_, mut events) = engine.generate(prompt.to_vec(), params).await.unwrap();
-    let (mut ids, mut last) = (Vec::new(), Instant::now());
-    while let Some(event) = events.recv().await {
-        match event {
-            RequestEvent::Text { tokens, .. } => {
-                if !ids.is_empty() {
-                    pauses.lock().unwrap().push(last.elapsed());
-                }
-                last = Instant::now();
-                ids.extend(tokens.iter().map(|token| token.pick.token));
-            }
-            RequestEvent::Finished { reason, .. } => {
-                assert_eq!((ids.len(), reason), (TOKENS as usize, FinishReason::Length));
-                return ids;
-            }
-        }
-    }
-    panic!("a request was lost")
-}
-
 /// Streams one text again and again until the storm is over.
 async fn client(
     engine: &Engine,
@@ -290,7 +228,7 @@ async fn client(
     while !sky.over.load(Ordering::SeqCst) {
         let before = sky.gpu_proposals.load(Ordering::SeqCst);
         let on_gpu = sky.on_gpu.load(Ordering::SeqCst);
-        let found = stream(engine, prompt, &sky.pauses).await;
+        let found = stream(engine, (prompt.to_vec(), TOKENS), &sky.pauses).await;
         sky.texts.fetch_add(1, Ordering::SeqCst);
         if on_gpu || before != sky.gpu_proposals.load(Ordering::SeqCst) {
             auditor.lock().unwrap().read(prompt, &found);
@@ -382,7 +320,7 @@ async fn storm(swaps: usize, within: Duration, seed: u64) -> (f64, f64) {
     };
     let prompts: Vec<Vec<u32>> = SENTENCES.iter().map(words).collect();
     let ignored = Mutex::new(Vec::new());
-    let expected = prompts.iter().map(|prompt| stream(&calm, prompt, &ignored));
+    let expected = prompts.iter().map(|prompt| stream(&calm, (prompt.clone(), TOKENS), &ignored));
     let expected = futures_util::future::join_all(expected).await;
     calm.stop();
 

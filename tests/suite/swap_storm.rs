@@ -17,21 +17,10 @@ use outrider_plans::{Proposal, Reason, SwapError, UnitId};
 use crate::equivalence::{pair, plan, registry};
 use crate::supervision::{PLAN, unit};
 use crate::swap::plans;
+use crate::worlds::Random;
 
 const STREAMS: u32 = 8;
 const TOKENS: u32 = 100;
-
-/// Numbers from a seed (SplitMix64).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, end: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        (z ^ (z >> 31)) % end
-    }
-}
 
 /// A device that is counted while it lives.
 pub(crate) struct Counted {
@@ -112,11 +101,14 @@ async fn engine(frail_units: Option<u64>, alive: &Arc<AtomicU64>) -> Engine {
     Engine::start(options).await.unwrap()
 }
 
-/// One answer, and its pauses between tokens.
-async fn stream(engine: &Engine, first: u32, pauses: &Mutex<Vec<Duration>>) -> Vec<u32> {
-    let prompt = (first..first + 9).collect();
+/// One answer of `count` tokens, and its pauses between tokens.
+pub(crate) async fn stream(
+    engine: &Engine,
+    (prompt, count): (Vec<u32>, u32),
+    pauses: &Mutex<Vec<Duration>>,
+) -> Vec<u32> {
     let params = GenerationParams {
-        max_tokens: Some(TOKENS),
+        max_tokens: Some(count),
         ignore_eos: true,
         ..GenerationParams::default()
     };
@@ -132,12 +124,17 @@ async fn stream(engine: &Engine, first: u32, pauses: &Mutex<Vec<Duration>>) -> V
                 ids.extend(tokens.iter().map(|t| t.pick.token));
             }
             RequestEvent::Finished { reason, .. } => {
-                assert_eq!((ids.len(), reason), (TOKENS as usize, FinishReason::Length));
+                assert_eq!((ids.len(), reason), (count as usize, FinishReason::Length));
                 return ids;
             }
         }
     }
     panic!("a request was lost")
+}
+
+/// A prompt of nine tokens, and the length of its answer.
+fn prompt(first: u32) -> (Vec<u32>, u32) {
+    ((first..first + 9).collect(), TOKENS)
 }
 
 /// Resident memory of this process, MiB.
@@ -158,7 +155,7 @@ async fn storm(swaps: usize, seed: u64) -> Toll {
     let calm = engine(None, &alive).await;
     let ignored = Mutex::new(Vec::new());
     let prompts = (0..STREAMS).map(|i| 100 + 50 * i);
-    let expected = prompts.clone().map(|first| stream(&calm, first, &ignored));
+    let expected = prompts.clone().map(|first| stream(&calm, prompt(first), &ignored));
     let expected = futures_util::future::join_all(expected).await;
     calm.stop();
 
@@ -169,7 +166,11 @@ async fn storm(swaps: usize, seed: u64) -> Toll {
         let (engine, over, pauses, written) = (&engine, &over, &pauses, &written);
         async move {
             while !over.load(Ordering::SeqCst) {
-                assert_eq!(stream(engine, first, pauses).await, *expected, "a token is wrong");
+                assert_eq!(
+                    stream(engine, prompt(first), pauses).await,
+                    *expected,
+                    "a token is wrong"
+                );
                 written.fetch_add(1, Ordering::SeqCst);
             }
         }
