@@ -290,8 +290,11 @@ impl Compiler<'_> {
             Op::FusedGateUp { norm, gate, up } => {
                 let input = input(0);
                 let norm = self.norm(*norm, input)?;
-                let gate = self.projection(*gate, None)?;
-                let up = self.projection(*up, None)?;
+                let mut gate = self.projection(*gate, None)?;
+                let mut up = self.projection(*up, None)?;
+                Projection::in_turns(&mut gate, &mut up);
+                let planned = self.packs.len() - 2;
+                (self.packs[planned].0, self.packs[planned + 1].0) = (gate.clone(), up.clone());
                 Step::GateUp { input, norm, gate, up, out }
             }
             Op::FusedHead { norm, weight } => {

@@ -46,6 +46,8 @@ pub(crate) struct Projection {
     pub(crate) tiles: usize,
     /// Where the first tile begins.
     pub(crate) offset: usize,
+    /// From the beginning of a tile to that of the next.
+    pub(crate) stride: usize,
 }
 
 impl Projection {
@@ -56,10 +58,25 @@ impl Projection {
         let own = packing(stored_format(weight.format));
         let packing = if own.is_quantised() && !whole { Packing::F16 } else { own };
         let cols = inputs.next_multiple_of(BLOCK);
-        Self { packing, cols, tiles: layout.outputs.len().div_ceil(TILE), offset }
+        let stride = packing.tile_bytes(cols);
+        Self { packing, cols, tiles: layout.outputs.len().div_ceil(TILE), offset, stride }
     }
 
-    /// Bytes in the store, a multiple of a cache line.
+    /// Lays the tiles of two projections that were planned one after the other in turns: who computes a tile of each, then the
+    /// next of each, follows one stream.
+    pub(crate) fn in_turns(first: &mut Self, second: &mut Self) {
+        assert_eq!(first.tiles, second.tiles, "tiles in turns are as many");
+        assert_eq!(
+            second.offset,
+            first.offset + first.bytes(),
+            "they were planned one after the other"
+        );
+        let both = first.stride + second.stride;
+        second.offset = first.offset + first.stride;
+        (first.stride, second.stride) = (both, both);
+    }
+
+    /// Bytes of its tiles, a multiple of a cache line.
     pub(crate) fn bytes(&self) -> usize {
         self.tiles * self.packing.tile_bytes(self.cols)
     }
@@ -68,7 +85,7 @@ impl Projection {
     pub(crate) fn tile<'a>(&self, store: &'a [u8], index: usize) -> &'a [u8] {
         debug_assert!(index < self.tiles, "no such tile");
         let bytes = self.packing.tile_bytes(self.cols);
-        &store[self.offset + index * bytes..][..bytes]
+        &store[self.offset + index * self.stride..][..bytes]
     }
 
     /// Packs `weight` into its planned place.
@@ -79,10 +96,10 @@ impl Projection {
         store: &mut [u8],
     ) -> Result<(), WeightError> {
         let bytes = self.packing.tile_bytes(self.cols);
-        let store = &mut store[self.offset..][..self.bytes()];
         let mut row = vec![0.0; weight.cols];
         let mut moved = vec![0.0; self.cols];
-        for (index, tile) in store.chunks_exact_mut(bytes).enumerate() {
+        for index in 0..self.tiles {
+            let tile = &mut store[self.offset + index * self.stride..][..bytes];
             let outputs = layout.outputs.iter().skip(index * TILE).take(TILE);
             for (output, from) in outputs.enumerate() {
                 let Some(from) = from.map(|from| from as usize) else { continue };
@@ -112,11 +129,10 @@ impl Projection {
             return false;
         }
         let bytes = row_bytes(weight, from);
-        let (head, weights) = tile.split_at_mut(self.packing.head_bytes(self.cols));
         match self.packing {
-            Packing::Q8 => copy_q8(bytes, head, weights, output),
-            Packing::Q4 => copy_q4(bytes, head, weights, output),
-            Packing::Q4K => copy_q4k(bytes, (head, self.cols), weights, output),
+            Packing::Q8 => copy_q8(bytes, tile, output),
+            Packing::Q4 => copy_q4(bytes, tile, output),
+            Packing::Q4K => copy_q4k(bytes, tile, output),
             Packing::F16 | Packing::Bf16 | Packing::F32 => return false,
         }
         true
@@ -124,22 +140,21 @@ impl Projection {
 
     /// Writes a row of floats.
     fn encode_row(&self, row: &[f32], tile: &mut [u8], output: usize) {
-        let (head, weights) = tile.split_at_mut(self.packing.head_bytes(self.cols));
         for (input, &x) in row.iter().enumerate() {
             let place = input * TILE + output;
             match self.packing {
                 Packing::F16 => {
-                    weights[2 * place..][..2].copy_from_slice(&f16::from_f32(x).to_le_bytes());
+                    tile[2 * place..][..2].copy_from_slice(&f16::from_f32(x).to_le_bytes());
                 }
                 Packing::Bf16 => {
-                    weights[2 * place..][..2].copy_from_slice(&bf16::from_f32(x).to_le_bytes());
+                    tile[2 * place..][..2].copy_from_slice(&bf16::from_f32(x).to_le_bytes());
                 }
-                Packing::F32 => weights[4 * place..][..4].copy_from_slice(&x.to_le_bytes()),
+                Packing::F32 => tile[4 * place..][..4].copy_from_slice(&x.to_le_bytes()),
                 Packing::Q8 | Packing::Q4 | Packing::Q4K => break,
             }
         }
         if self.packing == Packing::Q8 {
-            quantise_row(row, head, weights, output);
+            quantise_row(row, tile, output);
         }
         assert!(
             !matches!(self.packing, Packing::Q4 | Packing::Q4K),
@@ -148,46 +163,46 @@ impl Projection {
     }
 }
 
-fn put_scale(head: &mut [u8], index: usize, scale: [u8; 2]) {
-    head[2 * index..][..2].copy_from_slice(&scale);
+fn put_scale(scales: &mut [u8], index: usize, scale: [u8; 2]) {
+    scales[2 * index..][..2].copy_from_slice(&scale);
 }
 
-fn copy_q8(row: &[u8], head: &mut [u8], weights: &mut [u8], output: usize) {
+fn copy_q8(row: &[u8], tile: &mut [u8], output: usize) {
     for (block, bytes) in row.chunks_exact(34).enumerate() {
-        put_scale(head, block * TILE + output, [bytes[0], bytes[1]]);
+        let place = Packing::Q8.place(block);
+        put_scale(&mut tile[place.scales..], output, [bytes[0], bytes[1]]);
         for (input, &q) in bytes[2..].iter().enumerate() {
-            weights[block * BLOCK * TILE + q8_place(input, output)] = q;
+            tile[place.weights + q8_place(input, output)] = q;
         }
     }
 }
 
-fn copy_q4(row: &[u8], head: &mut [u8], weights: &mut [u8], output: usize) {
+fn copy_q4(row: &[u8], tile: &mut [u8], output: usize) {
     for (block, bytes) in row.chunks_exact(18).enumerate() {
-        put_scale(head, block * TILE + output, [bytes[0], bytes[1]]);
+        let place = Packing::Q4.place(block);
+        put_scale(&mut tile[place.scales..], output, [bytes[0], bytes[1]]);
         for (input, &both) in bytes[2..].iter().enumerate() {
-            let (place, _) = q4_place(input, output);
-            weights[block * BLOCK * TILE / 2 + place] = both;
+            tile[place.weights + q4_place(input, output).0] = both;
         }
     }
 }
 
-fn copy_q4k(row: &[u8], (head, cols): (&mut [u8], usize), weights: &mut [u8], output: usize) {
-    let (supers, factors) = head.split_at_mut(cols / SUPER * TILE * 4);
+fn copy_q4k(row: &[u8], tile: &mut [u8], output: usize) {
     for (index, bytes) in row.chunks_exact(144).enumerate() {
-        put_scale(supers, index * 2 * TILE + output, [bytes[0], bytes[1]]);
-        put_scale(supers, index * 2 * TILE + TILE + output, [bytes[2], bytes[3]]);
+        let supers = Packing::Q4K.place(index * (SUPER / BLOCK)).supers;
+        put_scale(&mut tile[supers..], output, [bytes[0], bytes[1]]);
+        put_scale(&mut tile[supers..], TILE + output, [bytes[2], bytes[3]]);
         let (six_bits, nibbles) = (&bytes[4..16], &bytes[16..]);
         for part in 0..SUPER / BLOCK {
-            let block = index * (SUPER / BLOCK) + part;
+            let place = Packing::Q4K.place(index * (SUPER / BLOCK) + part);
             let (factor, min) = six_bit_factors(six_bits, part);
-            factors[block * 2 * TILE + output] = factor;
-            factors[block * 2 * TILE + TILE + output] = min;
+            tile[place.scales + output] = factor;
+            tile[place.scales + TILE + output] = min;
             for input in 0..BLOCK {
                 let both = nibbles[part / 2 * BLOCK + input];
                 let nibble = if part % 2 == 0 { both & 15 } else { both >> 4 };
-                let (place, upper) = q4_place(input, output);
-                weights[block * BLOCK * TILE / 2 + place] |=
-                    if upper { nibble << 4 } else { nibble };
+                let (byte, upper) = q4_place(input, output);
+                tile[place.weights + byte] |= if upper { nibble << 4 } else { nibble };
             }
         }
     }
@@ -205,16 +220,17 @@ fn six_bit_factors(bytes: &[u8], part: usize) -> (u8, u8) {
 }
 
 /// Rounds a row to bytes with a scale per 32.
-fn quantise_row(row: &[f32], head: &mut [u8], weights: &mut [u8], output: usize) {
+fn quantise_row(row: &[f32], tile: &mut [u8], output: usize) {
     for (block, x) in row.as_chunks::<BLOCK>().0.iter().enumerate() {
         let greatest = x.iter().fold(0.0f32, |m, x| m.max(x.abs()));
         let scale = f16::from_f32(greatest / 127.0);
         let step = scale.to_f32();
-        put_scale(head, block * TILE + output, scale.to_le_bytes());
+        let place = Packing::Q8.place(block);
+        put_scale(&mut tile[place.scales..], output, scale.to_le_bytes());
         for (input, &x) in x.iter().enumerate() {
             let q =
                 if step > 0.0 { (x / step).round_ties_even().clamp(-127.0, 127.0) } else { 0.0 };
-            weights[block * BLOCK * TILE + q8_place(input, output)] = q as i8 as u8;
+            tile[place.weights + q8_place(input, output)] = q as i8 as u8;
         }
     }
 }

@@ -33,8 +33,7 @@ type Quad = [float32x4_t; 4];
 /// Pointers into a tile and into `R` rows of an operand, checked to be long enough.
 struct Checked<const R: usize> {
     blocks: usize,
-    head: *const u8,
-    weights: *const u8,
+    tile: *const u8,
     q: [*const i8; R],
     scales: [*const f32; R],
     sums: [*const i32; R],
@@ -50,11 +49,9 @@ fn checked<const R: usize>(
     let blocks = x.cols / BLOCK;
     assert!(tile.len() >= packing.tile_bytes(x.cols), "a tile is shorter than its shape");
     assert!(packing != Packing::Q4K || x.cols.is_multiple_of(SUPER), "not whole super-blocks");
-    let (head, weights) = tile.split_at(packing.head_bytes(x.cols));
     let mut checked = Checked {
         blocks,
-        head: head.as_ptr(),
-        weights: weights.as_ptr(),
+        tile: tile.as_ptr(),
         q: [std::ptr::null(); R],
         scales: [std::ptr::null(); R],
         sums: [std::ptr::null(); R],
@@ -280,8 +277,9 @@ unsafe fn q8<const R: usize, const WITH: u8>(
     unsafe {
         let mut sums: [Quad; R] = [[vdupq_n_f32(0.0); 4]; R];
         for block in 0..at.blocks {
-            let scales = halves(at.head.add(block * TILE * 2));
-            let weights = at.weights.add(block * BLOCK * TILE);
+            let place = Packing::Q8.place(block);
+            let scales = halves(at.tile.add(place.scales));
+            let weights = at.tile.add(place.weights);
             let dots = integers::<R, WITH, false>(weights, &at.q, block);
             for r in 0..R {
                 let xs = vdupq_n_f32(*at.scales[r].add(block));
@@ -308,8 +306,9 @@ unsafe fn q4<const R: usize, const WITH: u8>(
     unsafe {
         let mut sums: [Quad; R] = [[vdupq_n_f32(0.0); 4]; R];
         for block in 0..at.blocks {
-            let scales = halves(at.head.add(block * TILE * 2));
-            let weights = at.weights.add(block * BLOCK * TILE / 2);
+            let place = Packing::Q4.place(block);
+            let scales = halves(at.tile.add(place.scales));
+            let weights = at.tile.add(place.weights);
             let dots = integers::<R, WITH, true>(weights, &at.q, block);
             for r in 0..R {
                 let xs = vdupq_n_f32(*at.scales[r].add(block));
@@ -336,14 +335,14 @@ unsafe fn q4k<const R: usize, const WITH: u8>(
     let at = checked::<R>(Packing::Q4K, tile, x, first);
     // SAFETY: the file's invariant; the caller has the features.
     unsafe {
-        let factors = at.head.add(x.cols / SUPER * TILE * 4);
         let mut sums: [Quad; R] = [[vdupq_n_f32(0.0); 4]; R];
         for block in 0..at.blocks {
-            let first = at.head.add(block / (SUPER / BLOCK) * TILE * 4);
+            let place = Packing::Q4K.place(block);
+            let first = at.tile.add(place.supers);
             let (d, dmin) = (halves(first), halves(first.add(TILE * 2)));
-            let factors = factors.add(block * TILE * 2);
+            let factors = at.tile.add(place.scales);
             let (factor, min) = (bytes_as_floats(factors), bytes_as_floats(factors.add(TILE)));
-            let weights = at.weights.add(block * BLOCK * TILE / 2);
+            let weights = at.tile.add(place.weights);
             let dots = integers::<R, WITH, true>(weights, &at.q, block);
             for v in 0..4 {
                 let (scales, mins) = (vmulq_f32(d[v], factor[v]), vmulq_f32(dmin[v], min[v]));

@@ -18,15 +18,14 @@ use std::arch::x86_64::{
 
 use std::arch::asm;
 
-use super::lanes::{AHEAD, Line};
+use super::lanes::{AHEAD, FAR_AHEAD, Line};
 use super::tile::{BLOCK, Packing, SUPER, TILE};
 use super::{Operand, ROWS};
 
 /// Pointers into a tile and into `R` rows of an operand, checked to be long enough.
 struct Checked<const R: usize> {
     blocks: usize,
-    head: *const u8,
-    weights: *const u8,
+    tile: *const u8,
     q: [*const i8; R],
     scales: [*const f32; R],
     sums: [*const i32; R],
@@ -42,11 +41,9 @@ fn checked<const R: usize>(
     let blocks = x.cols / BLOCK;
     assert!(tile.len() >= packing.tile_bytes(x.cols), "a tile is shorter than its shape");
     assert!(packing != Packing::Q4K || x.cols.is_multiple_of(SUPER), "not whole super-blocks");
-    let (head, weights) = tile.split_at(packing.head_bytes(x.cols));
     let mut checked = Checked {
         blocks,
-        head: head.as_ptr(),
-        weights: weights.as_ptr(),
+        tile: tile.as_ptr(),
         q: [std::ptr::null(); R],
         scales: [std::ptr::null(); R],
         sums: [std::ptr::null(); R],
@@ -60,11 +57,14 @@ fn checked<const R: usize>(
     checked
 }
 
-/// Asks for the `LINES` cache lines that lie [`AHEAD`] of `weights`, in this tile or beyond.
+/// Asks for a block's share of the stream that lies ahead of it, in this tile or beyond, for `R` rows. A single row waits for
+/// memory: the processor's own prefetchers are then the fastest, and need no more than to be led over the ends of pages. Several
+/// rows compute meanwhile, slowly enough for those to lose the stream among the rows' own: every line is asked for, early.
 #[inline(always)]
-pub(super) fn fetch_ahead<const LINES: usize>(weights: *const u8) {
-    for line in 0..LINES {
-        let place = weights.wrapping_add(AHEAD + line * 64);
+pub(super) fn fetch_ahead<const LINES: usize, const R: usize>(stream: *const u8) {
+    let (ahead, step) = if R == 1 { (AHEAD, 2) } else { (FAR_AHEAD, 1) };
+    for line in (0..LINES).step_by(step) {
+        let place = stream.wrapping_add(ahead + line * 64);
         // SAFETY: a hint, which reads nothing and is ignored where nothing is mapped.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(place.cast()) };
     }
@@ -173,11 +173,12 @@ unsafe fn q8_avx2<const R: usize>(tile: &[u8], x: &Operand<'_>, first: usize, ou
         let ones = _mm256_set1_epi16(1);
         let mut sums: [Pair; R] = [[_mm256_setzero_ps(); 2]; R];
         for block in 0..at.blocks {
-            let weights = at.weights.add(block * BLOCK * TILE);
+            let place = Packing::Q8.place(block);
+            let weights = at.tile.add(place.weights);
+            fetch_ahead::<9, R>(at.tile.add(place.stream));
             let mut dots = [[_mm256_setzero_si256(); 2]; R];
             for group in 0..BLOCK / 4 {
                 let weights = weights.add(group * 4 * TILE);
-                fetch_ahead::<1>(weights);
                 let magnitudes = [
                     _mm256_abs_epi8(_mm256_loadu_si256(weights.cast())),
                     _mm256_abs_epi8(_mm256_loadu_si256(weights.add(32).cast())),
@@ -187,7 +188,7 @@ unsafe fn q8_avx2<const R: usize>(tile: &[u8], x: &Operand<'_>, first: usize, ou
                     add_group(&mut dots[r], xs, (weights, magnitudes), ones);
                 }
             }
-            let scales = halves(at.head.add(block * TILE * 2));
+            let scales = halves(at.tile.add(place.scales));
             for r in 0..R {
                 let xs = _mm256_set1_ps(*at.scales[r].add(block));
                 for v in 0..2 {
@@ -214,9 +215,10 @@ unsafe fn q8_avx_vnni<const R: usize>(
         let offset = _mm256_set1_epi8(-128);
         let mut sums: [Pair; R] = [[_mm256_setzero_ps(); 2]; R];
         for block in 0..at.blocks {
-            let weights = at.weights.add(block * BLOCK * TILE);
-            fetch_ahead::<8>(weights);
-            let scales = halves(at.head.add(block * TILE * 2));
+            let place = Packing::Q8.place(block);
+            let weights = at.tile.add(place.weights);
+            fetch_ahead::<9, R>(at.tile.add(place.stream));
+            let scales = halves(at.tile.add(place.scales));
             let mut dots = [[_mm256_setzero_si256(); 2]; R];
             for r in 0..R {
                 dots[r] = [_mm256_set1_epi32(-128 * *at.sums[r].add(block)); 2];
@@ -331,9 +333,10 @@ unsafe fn q4_avx2<const R: usize>(tile: &[u8], x: &Operand<'_>, first: usize, ou
     unsafe {
         let mut sums: [Pair; R] = [[_mm256_setzero_ps(); 2]; R];
         for block in 0..at.blocks {
-            let scales = halves(at.head.add(block * TILE * 2));
-            let weights = at.weights.add(block * BLOCK * TILE / 2);
-            fetch_ahead::<4>(weights);
+            let place = Packing::Q4.place(block);
+            let scales = halves(at.tile.add(place.scales));
+            let weights = at.tile.add(place.weights);
+            fetch_ahead::<5, R>(at.tile.add(place.stream));
             let dots = nibbles_avx2::<R>(weights, &at.q, block);
             for r in 0..R {
                 let xs = _mm256_set1_ps(*at.scales[r].add(block));
@@ -369,14 +372,14 @@ unsafe fn q4k_avx2<const R: usize>(tile: &[u8], x: &Operand<'_>, first: usize, o
     let at = checked::<R>(Packing::Q4K, tile, x, first);
     // SAFETY: the file's invariant; the caller has the features.
     unsafe {
-        let factors = at.head.add(x.cols / SUPER * TILE * 4);
         let mut sums: [Pair; R] = [[_mm256_setzero_ps(); 2]; R];
         for block in 0..at.blocks {
-            let first = at.head.add(block / (SUPER / BLOCK) * TILE * 4);
+            let place = Packing::Q4K.place(block);
+            let first = at.tile.add(place.supers);
             let (d, dmin) = (halves(first), halves(first.add(TILE * 2)));
-            let factors = factors.add(block * TILE * 2);
-            let weights = at.weights.add(block * BLOCK * TILE / 2);
-            fetch_ahead::<4>(weights);
+            let factors = at.tile.add(place.scales);
+            let weights = at.tile.add(place.weights);
+            fetch_ahead::<5, R>(at.tile.add(place.stream));
             let dots = nibbles_avx2::<R>(weights, &at.q, block);
             for v in 0..2 {
                 let scales = _mm256_mul_ps(d[v], bytes_as_floats(factors.add(v * 8)));
@@ -405,9 +408,10 @@ unsafe fn q8_avx512<const R: usize>(tile: &[u8], x: &Operand<'_>, first: usize, 
         let offset = _mm512_set1_epi8(-128);
         let mut sums: [__m512; R] = [_mm512_setzero_ps(); R];
         for block in 0..at.blocks {
-            let weights = at.weights.add(block * BLOCK * TILE);
-            fetch_ahead::<8>(weights);
-            let scales = _mm512_cvtph_ps(_mm256_loadu_si256(at.head.add(block * TILE * 2).cast()));
+            let place = Packing::Q8.place(block);
+            let weights = at.tile.add(place.weights);
+            fetch_ahead::<9, R>(at.tile.add(place.stream));
+            let scales = _mm512_cvtph_ps(_mm256_loadu_si256(at.tile.add(place.scales).cast()));
             let mut dots = [[_mm512_set1_epi32(0); 2]; R];
             for r in 0..R {
                 dots[r][0] = _mm512_set1_epi32(-128 * *at.sums[r].add(block));
@@ -479,13 +483,14 @@ unsafe fn q4_avx512<const R: usize>(tile: &[u8], x: &Operand<'_>, first: usize, 
     unsafe {
         let mut sums: [__m512; R] = [_mm512_setzero_ps(); R];
         for block in 0..at.blocks {
-            let scales = _mm512_cvtph_ps(_mm256_loadu_si256(at.head.add(block * TILE * 2).cast()));
+            let place = Packing::Q4.place(block);
+            let scales = _mm512_cvtph_ps(_mm256_loadu_si256(at.tile.add(place.scales).cast()));
             let mut start = [0; R];
             for r in 0..R {
                 start[r] = -8 * *at.sums[r].add(block);
             }
-            let weights = at.weights.add(block * BLOCK * TILE / 2);
-            fetch_ahead::<4>(weights);
+            let weights = at.tile.add(place.weights);
+            fetch_ahead::<5, R>(at.tile.add(place.stream));
             let dots = nibbles_avx512::<R>(weights, &at.q, block, start);
             for r in 0..R {
                 let xs = _mm512_set1_ps(*at.scales[r].add(block));
@@ -504,19 +509,19 @@ unsafe fn q4k_avx512<const R: usize>(tile: &[u8], x: &Operand<'_>, first: usize,
     let at = checked::<R>(Packing::Q4K, tile, x, first);
     // SAFETY: the file's invariant; the caller has the features.
     unsafe {
-        let factors = at.head.add(x.cols / SUPER * TILE * 4);
         let mut sums: [__m512; R] = [_mm512_setzero_ps(); R];
         for block in 0..at.blocks {
-            let first = at.head.add(block / (SUPER / BLOCK) * TILE * 4);
+            let place = Packing::Q4K.place(block);
+            let first = at.tile.add(place.supers);
             let d = _mm512_cvtph_ps(_mm256_loadu_si256(first.cast()));
             let dmin = _mm512_cvtph_ps(_mm256_loadu_si256(first.add(TILE * 2).cast()));
-            let factors = factors.add(block * TILE * 2);
+            let factors = at.tile.add(place.scales);
             let factor = _mm512_cvtepu8_epi32(_mm_loadu_si128(factors.cast()));
             let scales = _mm512_mul_ps(d, _mm512_cvtepi32_ps(factor));
             let factor = _mm512_cvtepu8_epi32(_mm_loadu_si128(factors.add(TILE).cast()));
             let mins = _mm512_mul_ps(dmin, _mm512_cvtepi32_ps(factor));
-            let weights = at.weights.add(block * BLOCK * TILE / 2);
-            fetch_ahead::<4>(weights);
+            let weights = at.tile.add(place.weights);
+            fetch_ahead::<5, R>(at.tile.add(place.stream));
             let dots = nibbles_avx512::<R>(weights, &at.q, block, [0; R]);
             for r in 0..R {
                 let xs = *at.scales[r].add(block);

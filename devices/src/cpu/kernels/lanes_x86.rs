@@ -21,13 +21,13 @@ use std::arch::x86_64::{
     _mm512_set1_epi32, _mm512_set1_ps, _mm512_slli_epi32, _mm512_storeu_ps, _mm512_sub_ps,
 };
 
-use super::lanes::{AHEAD, LANES, Lanes, Line};
+use super::lanes::{FAR_AHEAD, LANES, Lanes, Line};
 
 const NEAREST: i32 = 0;
 
 #[inline(always)]
 fn fetch<T>(place: &T) {
-    let place = std::ptr::from_ref(place).wrapping_byte_add(AHEAD);
+    let place = std::ptr::from_ref(place).wrapping_byte_add(FAR_AHEAD);
     // SAFETY: a hint, which reads nothing and is ignored where nothing is mapped.
     unsafe { _mm_prefetch::<_MM_HINT_T1>(place.cast()) };
 }

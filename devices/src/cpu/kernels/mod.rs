@@ -35,7 +35,7 @@ pub(crate) use table::Kernels;
 /// Asks for the memory some way ahead of `place`, as the kernels do for their weights; a hint.
 pub(crate) fn fetch_ahead<T>(place: &T) {
     #[cfg(target_arch = "x86_64")]
-    dot_x86::fetch_ahead::<1>(std::ptr::from_ref(place).cast());
+    dot_x86::fetch_ahead::<1, 1>(std::ptr::from_ref(place).cast());
     #[cfg(not(target_arch = "x86_64"))]
     let _ = place;
 }

@@ -6,7 +6,7 @@
 use half::f16;
 
 use super::lanes::Line;
-use super::tile::{BLOCK, Packing, SUPER, TILE, q4_place, q8_place};
+use super::tile::{BLOCK, Packing, TILE, q4_place, q8_place};
 use super::{Operand, ROWS};
 
 /// A little-endian half at half-word `index`.
@@ -16,16 +16,16 @@ fn half_at(bytes: &[u8], index: usize) -> f32 {
 
 /// Row `row` times a tile of `Q8`.
 fn q8(tile: &[u8], x: &Operand<'_>, row: usize) -> Line {
-    let (scales, weights) = tile.split_at(Packing::Q8.head_bytes(x.cols));
     let mut out = [0.0f32; TILE];
     for block in 0..x.cols / BLOCK {
-        let weights = &weights[block * BLOCK * TILE..];
+        let place = Packing::Q8.place(block);
+        let (scales, weights) = (&tile[place.scales..], &tile[place.weights..]);
         let q = x.block(row, block);
         for (output, sum) in out.iter_mut().enumerate() {
             let dot: i32 = (0..BLOCK)
                 .map(|i| i32::from(weights[q8_place(i, output)] as i8) * i32::from(q[i]))
                 .sum();
-            let scale = half_at(scales, block * TILE + output) * x.scale(row, block);
+            let scale = half_at(scales, output) * x.scale(row, block);
             *sum = (dot as f32).mul_add(scale, *sum);
         }
     }
@@ -45,13 +45,13 @@ fn nibble_dot(weights: &[u8], q: &[i8], output: usize) -> i32 {
 
 /// Row `row` times a tile of `Q4`.
 fn q4(tile: &[u8], x: &Operand<'_>, row: usize) -> Line {
-    let (scales, weights) = tile.split_at(Packing::Q4.head_bytes(x.cols));
     let mut out = [0.0f32; TILE];
     for block in 0..x.cols / BLOCK {
-        let weights = &weights[block * BLOCK * TILE / 2..];
+        let place = Packing::Q4.place(block);
+        let (scales, weights) = (&tile[place.scales..], &tile[place.weights..]);
         for (output, sum) in out.iter_mut().enumerate() {
             let dot = nibble_dot(weights, x.block(row, block), output) - 8 * x.sum(row, block);
-            let scale = half_at(scales, block * TILE + output) * x.scale(row, block);
+            let scale = half_at(scales, output) * x.scale(row, block);
             *sum = (dot as f32).mul_add(scale, *sum);
         }
     }
@@ -60,17 +60,15 @@ fn q4(tile: &[u8], x: &Operand<'_>, row: usize) -> Line {
 
 /// Row `row` times a tile of `Q4K`: the minimum's share follows the product's in each block.
 fn q4k(tile: &[u8], x: &Operand<'_>, row: usize) -> Line {
-    let (head, weights) = tile.split_at(Packing::Q4K.head_bytes(x.cols));
-    let (supers, factors) = head.split_at(x.cols / SUPER * TILE * 4);
     let mut out = [0.0f32; TILE];
     for block in 0..x.cols / BLOCK {
-        let weights = &weights[block * BLOCK * TILE / 2..];
-        let first = block / (SUPER / BLOCK) * 2 * TILE;
-        let factors = &factors[block * 2 * TILE..][..2 * TILE];
+        let place = Packing::Q4K.place(block);
+        let (supers, weights) = (&tile[place.supers..], &tile[place.weights..]);
+        let factors = &tile[place.scales..][..2 * TILE];
         for (output, sum) in out.iter_mut().enumerate() {
             let dot = nibble_dot(weights, x.block(row, block), output);
-            let scale = half_at(supers, first + output) * f32::from(factors[output]);
-            let min = half_at(supers, first + TILE + output) * f32::from(factors[TILE + output]);
+            let scale = half_at(supers, output) * f32::from(factors[output]);
+            let min = half_at(supers, TILE + output) * f32::from(factors[TILE + output]);
             *sum = (dot as f32).mul_add(scale * x.scale(row, block), *sum);
             let shift = x.scale(row, block) * x.sum(row, block) as f32;
             *sum = (-min).mul_add(shift, *sum);

@@ -77,30 +77,26 @@ fn tile(noise: &mut Noise, packing: Packing, cols: usize) -> Vec<u64> {
     let bytes = packing.tile_bytes(cols);
     let mut tile = vec![0u64; bytes / 8];
     let all: &mut [u8] = bytemuck::cast_slice_mut(&mut tile);
-    let (head, weights) = all.split_at_mut(packing.head_bytes(cols));
-    let halves = match packing {
-        Packing::Q4K => cols / SUPER * 2 * TILE,
-        _ => head.len() / 2,
-    };
-    let factors = noise.bytes(head.len() - 2 * halves);
-    head[..2 * halves].copy_from_slice(bytemuck::cast_slice(&noise.halves(halves)));
-    for (to, from) in head[2 * halves..].iter_mut().zip(factors) {
-        *to = from & 63;
-    }
+    let bytes = noise.bytes(all.len());
     match packing {
-        Packing::Q8 | Packing::Q4 | Packing::Q4K => {
-            weights.copy_from_slice(&noise.bytes(weights.len()));
-        }
-        Packing::F16 => {
-            weights.copy_from_slice(bytemuck::cast_slice(&noise.halves(weights.len() / 2)));
-        }
+        Packing::Q8 | Packing::Q4 | Packing::Q4K => all.copy_from_slice(&bytes),
+        Packing::F16 => all.copy_from_slice(bytemuck::cast_slice(&noise.halves(bytes.len() / 2))),
         Packing::Bf16 => {
-            for chunk in weights.as_chunks_mut::<2>().0 {
+            for chunk in all.as_chunks_mut::<2>().0 {
                 *chunk = half::bf16::from_f32(noise.uniform()).to_le_bytes();
             }
         }
-        Packing::F32 => {
-            weights.copy_from_slice(bytemuck::cast_slice(&noise.floats(weights.len() / 4)));
+        Packing::F32 => all.copy_from_slice(bytemuck::cast_slice(&noise.floats(bytes.len() / 4))),
+    }
+    for place in (0..cols / BLOCK).map(|block| packing.place(block)) {
+        let (halves, at) = match packing {
+            Packing::Q8 | Packing::Q4 => (TILE, place.scales),
+            Packing::Q4K => (2 * TILE, place.supers),
+            Packing::F16 | Packing::Bf16 | Packing::F32 => break,
+        };
+        all[at..][..2 * halves].copy_from_slice(bytemuck::cast_slice(&noise.halves(halves)));
+        if packing == Packing::Q4K {
+            all[place.scales..][..2 * TILE].iter_mut().for_each(|factor| *factor &= 63);
         }
     }
     tile
@@ -162,9 +158,11 @@ fn extremes_of_bytes_are_exact() {
     let cols = 64;
     let mut tile = vec![0u64; Packing::Q8.tile_bytes(cols) / 8];
     let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut tile);
-    let (head, weights) = bytes.split_at_mut(Packing::Q8.head_bytes(cols));
-    head.as_chunks_mut::<2>().0.fill(half::f16::ONE.to_le_bytes());
-    weights.fill(0x80);
+    bytes.fill(0x80);
+    for place in [0, 1].map(|block| Packing::Q8.place(block)) {
+        let scales = &mut bytes[place.scales..][..2 * TILE];
+        scales.as_chunks_mut::<2>().0.fill(half::f16::ONE.to_le_bytes());
+    }
     for x in [127, -127] {
         let rows = Rows {
             cols,

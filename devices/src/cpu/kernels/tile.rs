@@ -1,9 +1,12 @@
 //! How packed weights lie in memory: tiles of 16 output rows, each one contiguous stream.
 //!
 //! In a quantised tile four consecutive inputs of an output lie together, and the 16 outputs side by side: 64 bytes
-//! feed 16 dot products of length 4. A block is 32 inputs of all 16 outputs. The scales of all blocks precede the
-//! weights. *Invariant:* tiles begin at cache lines, and this file alone knows the offsets.
+//! feed 16 dot products of length 4. A block is 32 inputs of all 16 outputs. As many blocks as fill a cache line with their
+//! scales are a chunk: that line, then their weights. So a core follows one stream and no second one of scales, beside which
+//! the processor's prefetchers lose their way. *Invariant:* chunks begin at cache lines, and this file alone knows the
+//! offsets.
 
+use super::super::memory::LINE;
 use super::lanes::LANES;
 
 /// Outputs of a tile.
@@ -36,18 +39,45 @@ impl Packing {
         matches!(self, Packing::Q8 | Packing::Q4 | Packing::Q4K)
     }
 
-    /// Bytes before the weights of a tile of `cols` inputs.
-    pub(crate) fn head_bytes(self, cols: usize) -> usize {
-        let (blocks, line) = (cols / BLOCK, super::super::memory::LINE);
+    /// Blocks that share a line of scales; of `Q4K`, a super-block's.
+    const fn chunk_blocks(self) -> usize {
         match self {
-            Packing::Q8 | Packing::Q4 => (blocks * TILE * 2).next_multiple_of(line),
-            Packing::Q4K => cols / SUPER * TILE * 4 + (blocks * TILE * 2).next_multiple_of(line),
+            Packing::Q8 | Packing::Q4 => LINE / (2 * TILE),
+            Packing::Q4K => SUPER / BLOCK,
+            Packing::F16 | Packing::Bf16 | Packing::F32 => 1,
+        }
+    }
+
+    /// Bytes before the weights of a chunk.
+    const fn scales_bytes(self) -> usize {
+        match self {
+            Packing::Q8 | Packing::Q4 => LINE,
+            Packing::Q4K => 4 * TILE + SUPER / BLOCK * 2 * TILE,
             Packing::F16 | Packing::Bf16 | Packing::F32 => 0,
         }
     }
 
+    /// Bytes of a chunk.
+    pub(crate) const fn chunk_bytes(self) -> usize {
+        self.scales_bytes() + self.chunk_blocks() * self.block_bytes()
+    }
+
+    /// Where a block lies.
+    #[inline(always)]
+    pub(crate) const fn place(self, block: usize) -> BlockPlace {
+        let chunk = block / self.chunk_blocks() * self.chunk_bytes();
+        let nth = block % self.chunk_blocks();
+        let supers = if matches!(self, Packing::Q4K) { 4 * TILE } else { 0 };
+        BlockPlace {
+            stream: chunk + nth * (self.chunk_bytes() / self.chunk_blocks()),
+            supers: chunk,
+            scales: chunk + supers + nth * 2 * TILE,
+            weights: chunk + self.scales_bytes() + nth * self.block_bytes(),
+        }
+    }
+
     /// Bytes of the weights of one block.
-    pub(crate) fn block_bytes(self) -> usize {
+    pub(crate) const fn block_bytes(self) -> usize {
         match self {
             Packing::Q8 => BLOCK * TILE,
             Packing::Q4 | Packing::Q4K => BLOCK * TILE / 2,
@@ -56,10 +86,23 @@ impl Packing {
         }
     }
 
-    /// Bytes of a tile of `cols` inputs, a multiple of 32.
-    pub(crate) fn tile_bytes(self, cols: usize) -> usize {
-        self.head_bytes(cols) + cols / BLOCK * self.block_bytes()
+    /// Bytes of a tile of `cols` inputs, a multiple of 32. The last chunk is whole, whatever it holds.
+    pub(crate) const fn tile_bytes(self, cols: usize) -> usize {
+        (cols / BLOCK).div_ceil(self.chunk_blocks()) * self.chunk_bytes()
     }
+}
+
+/// Where a block lies in its tile, in bytes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct BlockPlace {
+    /// Its share of the chunk, scales and weights alike, if that is read from end to end.
+    pub(crate) stream: usize,
+    /// Of `Q4K`, the scales and the minima of its super-block.
+    pub(crate) supers: usize,
+    /// Its scales; of `Q4K`, its factors of scale and of minimum.
+    pub(crate) scales: usize,
+    /// Its weights.
+    pub(crate) weights: usize,
 }
 
 /// The place of (input of the block, output) among the bytes of a block of `Q8`.
