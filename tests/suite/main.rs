@@ -16,6 +16,7 @@ mod command_line;
 mod complaints;
 mod conformance;
 mod equivalence;
+mod frailty;
 mod gpu;
 mod gpu_faults;
 mod gpu_work;
