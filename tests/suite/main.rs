@@ -32,6 +32,7 @@ mod simulation;
 mod simulation_actors;
 mod simulation_plans;
 mod soak;
+mod strangers;
 mod supervision;
 mod swap;
 mod swap_devices;
