@@ -1,9 +1,10 @@
-//! A unit of real cores that is lost when a test says so, in a service that runs as a process of its own.
+//! A unit of real cores that is lost or slowed down when a test says so, in a service that runs as a process of its own.
 //!
 //! *Invariant:* until it is told, and after it was rebuilt, it is a CPU unit like any other.
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use outrider::cli::OwnUnits;
 use outrider_devices::cpu::{CpuDevice, CpuOptions};
@@ -15,8 +16,15 @@ use outrider_plans::UnitId;
 
 /// The unit's name in plans.
 pub const FRAIL: &str = "frail";
-/// Variable with the file that breaks the unit: the unit takes the file away, and is lost.
-pub const FILE: &str = "OUTRIDER_FRAIL_FILE";
+/// Variable with the folder in which a test tells the unit, by files, what shall become of it.
+pub const FOLDER: &str = "OUTRIDER_FRAIL_FOLDER";
+/// The file that breaks the unit: the unit takes it away, and is lost.
+pub const LOSE: &str = "lose";
+/// The file that slows the unit down for as long as it is there: each job then takes [`PAUSE`] longer.
+pub const BRAKE: &str = "brake";
+/// What a job takes longer under the brake. A text of hundreds of tokens then takes many seconds on any machine, so that
+/// a test can look at a request that is certainly open.
+pub const PAUSE: Duration = Duration::from_millis(100);
 /// Variable with the unit's cores, separated by commas.
 pub const CORES: &str = "OUTRIDER_FRAIL_CORES";
 
@@ -24,21 +32,21 @@ pub const CORES: &str = "OUTRIDER_FRAIL_CORES";
 ///
 /// Panics if its cores are not numbers.
 pub fn units_from_environment() -> OwnUnits {
-    let Some(file) = std::env::var_os(FILE).map(PathBuf::from) else { return OwnUnits::new() };
+    let Some(folder) = std::env::var_os(FOLDER).map(PathBuf::from) else { return OwnUnits::new() };
     let cores = std::env::var(CORES).unwrap_or_else(|_| "0".into());
     let cores: Vec<usize> =
         cores.split(',').map(|core| core.parse().expect("a core's number")).collect();
     let factory = move || {
         let options = CpuOptions { cores: cores.clone(), ..CpuOptions::default() };
         let whole = CpuDevice::new(options)?;
-        Ok(Box::new(Frail { whole, file: file.clone() }) as Box<dyn Device>)
+        Ok(Box::new(Frail { whole, folder: folder.clone() }) as Box<dyn Device>)
     };
     OwnUnits::from([(UnitId::new(FRAIL), Arc::new(factory) as _)])
 }
 
 struct Frail {
     whole: CpuDevice,
-    file: PathBuf,
+    folder: PathBuf,
 }
 
 impl Device for Frail {
@@ -52,14 +60,19 @@ impl Device for Frail {
         limits: SlotLimits,
     ) -> Result<Box<dyn Executable>, DeviceError> {
         let whole = self.whole.prepare(subgraph, limits)?;
-        let file = self.file.clone();
-        // One stage takes the file away, and its unit goes with it.
-        Ok(frail_stage(whole, move || match std::fs::remove_file(&file) {
-            Ok(()) => Err(DeviceError::Lost {
-                device: FRAIL.into(),
-                detail: format!("{} was there", file.display()),
-            }),
-            Err(_) => Ok(()),
+        let (lose, brake) = (self.folder.join(LOSE), self.folder.join(BRAKE));
+        Ok(frail_stage(whole, move || {
+            if brake.exists() {
+                std::thread::sleep(PAUSE);
+            }
+            // One stage takes the file away, and its unit goes with it.
+            match std::fs::remove_file(&lose) {
+                Ok(()) => Err(DeviceError::Lost {
+                    device: FRAIL.into(),
+                    detail: format!("{} was there", lose.display()),
+                }),
+                Err(_) => Ok(()),
+            }
         }))
     }
 }

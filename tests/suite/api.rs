@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use crate::frailty::Frailty;
 use crate::process::{Service, read_until};
 
 const CHAT: &str = "/v1/chat/completions";
@@ -58,7 +59,9 @@ fn tokens_are_marked_as_drafted_or_the_targets_own() {
     let service = Service::start(&[]);
     let mut body = chat("The battery is almost empty. Connect the charger.");
     body["speculative"] = json!({"mark_tokens": true});
-    let (_, answer) = service.post(CHAT, &body);
+    let accepted = |a: &Value| a["timings"]["draft_n_accepted"].as_u64().unwrap() > 0;
+    let answers = service.answers_until(CHAT, &body, accepted);
+    let answer = answers.last().unwrap();
     let tokens = answer["choices"][0]["tokens"].as_array().unwrap();
     let drafted = tokens.iter().filter(|token| token["drafted"] == true).count() as u64;
     assert!(drafted > 0 && drafted < tokens.len() as u64, "{answer}");
@@ -117,7 +120,8 @@ fn a_request_keeps_the_name_that_its_client_gave_it() {
 
 #[test]
 fn open_requests_are_listed_and_can_be_ended() {
-    let service = Service::start(&["--parallel", "2"]);
+    let frailty = Frailty::new();
+    let service = frailty.serve_slowly(&["--parallel", "2"]);
     let body = json!({"prompt": ENDLESS, "stream": true, "ignore_eos": true, "max_tokens": 480});
     let mut one = service.open("/v1/completions", &body);
     let mut other = service.open("/v1/completions", &body);
@@ -135,6 +139,7 @@ fn open_requests_are_listed_and_can_be_ended() {
     assert_eq!(status, 200, "{answer}");
     let rest = read_until(&mut other, "[DONE]");
     assert!(rest.contains("\"code\":\"cancelled\""), "{rest}");
+    frailty.release();
     let rest = read_until(&mut one, "[DONE]");
     assert!(rest.contains("\"finish_reason\":\"length\""), "another's request was ended: {rest}");
     let (status, _, _) = service.send("DELETE", &format!("/v1/requests/{id}"), &[], "");

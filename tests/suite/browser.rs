@@ -12,6 +12,8 @@ use crate::process::agent;
 
 /// The name of an element in WebDriver's answers.
 const ELEMENT: &str = "element-6066-11e4-a52e-4f735466cecf";
+/// How long it may take until what was caused is seen, on however busy a machine.
+const PATIENCE: Duration = Duration::from_secs(120);
 /// The tabulator key.
 pub(crate) const TAB: &str = "\u{E004}";
 
@@ -101,15 +103,22 @@ impl Browser {
         self.ask("POST", "/execute/sync", &json!({"script": script, "args": []}))
     }
 
-    /// Waits until a JavaScript expression is true.
+    /// Waits until a JavaScript expression is true, which something must be on its way to make so.
     pub(crate) fn await_true(&self, expression: &str) {
+        let text = || self.value("document.body.innerText");
+        assert!(self.comes_true(expression, PATIENCE), "not {expression}: {}", text());
+    }
+
+    /// Whether a JavaScript expression becomes true within a time.
+    pub(crate) fn comes_true(&self, expression: &str, within: Duration) -> bool {
         let started = Instant::now();
         while self.value(&format!("Boolean({expression})")) != true {
-            let waited = started.elapsed();
-            let text = || self.value("document.body.innerText");
-            assert!(waited < Duration::from_secs(60), "not {expression}: {}", text());
+            if started.elapsed() >= within {
+                return false;
+            }
             std::thread::sleep(Duration::from_millis(50));
         }
+        true
     }
 
     fn find(&self, selector: &str) -> String {

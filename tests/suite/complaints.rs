@@ -4,10 +4,10 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use crate::frailty::Frailty;
 use crate::process::{Service, outrider_fails, read_until};
 
 const CHAT: &str = "/v1/chat/completions";
@@ -135,14 +135,17 @@ fn every_complaint_has_its_tests() {
 #[test]
 fn drafts_that_are_rejected_are_seen() {
     let service = Service::start(&["--mode", "sequential"]);
-    let (_, answer) =
-        service.post(CHAT, &chat("The battery is almost empty. Connect the charger, please."));
-    let timings = &answer["timings"];
+    let body = chat("The battery is almost empty. Connect the charger, please.");
+    let count = |answer: &Value, field: &str| answer["timings"][field].as_f64().unwrap();
+    let answers = service.answers_until(CHAT, &body, |answer| {
+        let accepted = count(answer, "draft_n_accepted");
+        accepted > 0.0 && count(answer, "draft_n") > accepted
+    });
     let drafted = service.metric("outrider_spec_decode_num_draft_tokens_total");
     let accepted = service.metric("outrider_spec_decode_num_accepted_tokens_total");
     assert!(drafted > accepted && accepted > 0.0, "{drafted} drafted, {accepted} accepted");
-    assert_eq!(timings["draft_n"].as_f64(), Some(drafted));
-    assert_eq!(timings["draft_n_accepted"].as_f64(), Some(accepted));
+    let told = |field| answers.iter().map(|answer| count(answer, field)).sum::<f64>();
+    assert_eq!((told("draft_n"), told("draft_n_accepted")), (drafted, accepted));
 }
 
 #[test]
@@ -152,10 +155,10 @@ fn draft_and_target_run_on_two_units_at_once() {
         return;
     }
     let service = Service::start(&["--mode", "overlap"]);
-    for _ in 0..4 {
-        service.post(CHAT, &chat("The battery is almost empty. Connect the charger, please."));
-    }
-    assert!(service.metric("outrider_device_overlap_seconds_total") > 0.0);
+    let body = chat("The battery is almost empty. Connect the charger, please.");
+    service.answers_until(CHAT, &body, |_| {
+        service.metric("outrider_device_overlap_seconds_total") > 0.0
+    });
     let (_, text) = service.get("/metrics");
     let busy = |role: &str| {
         let of_role = |line: &&str| {
@@ -175,16 +178,20 @@ fn a_depth_of_auto_needs_no_number_and_changes_no_text() {
     let plain = Service::start(&["--mode", "plain"]);
     let auto = Service::start(&["--mode", "sequential", "--draft-tokens", "auto"]);
     let (_, expected) = plain.post(CHAT, &chat(sentence));
-    let (_, answer) = auto.post(CHAT, &chat(sentence));
-    assert_eq!(content(&answer), content(&expected));
-    assert!(answer["timings"]["draft_n"].as_u64().unwrap() > 0, "{answer}");
+    let drafted = |answer: &Value| answer["timings"]["draft_n"].as_u64().unwrap() > 0;
+    for answer in auto.answers_until(CHAT, &chat(sentence), drafted) {
+        assert_eq!(content(&answer), content(&expected));
+    }
 }
 
 #[test]
 fn the_plan_changes_while_requests_run() {
-    let service = Service::start(&["--mode", "plain"]);
+    let frailty = Frailty::new();
+    let service = frailty.serve_slowly(&[]);
+    frailty.release();
     let body = json!({"prompt": ENDLESS, "stream": true, "ignore_eos": true, "max_tokens": 300});
     let alone = service.stream("/v1/completions", &body);
+    frailty.slow_down();
     let mut stream = service.open("/v1/completions", &body);
     let mut seen = read_until(&mut stream, "data: ");
     let plan = "name = \"one-core\"\nmode = \"plain\"\n[units.a]\nkind = \"cpu\"\ncores = [0]\n\
@@ -194,6 +201,7 @@ fn the_plan_changes_while_requests_run() {
     assert_eq!(status, 200, "{answer}");
     let (_, running) = service.get("/v1/plan");
     assert!(running.contains("one-core"), "{running}");
+    assert!(!seen.contains("[DONE]"), "it was written before the plan changed: {seen}");
     seen += &read_until(&mut stream, "[DONE]");
     let text = |events: &str| -> String {
         let parts = events.lines().filter_map(|line| line.strip_prefix("data: {"));
@@ -208,16 +216,15 @@ fn the_plan_changes_while_requests_run() {
 /// A connection is left at each stage of its request; its place must be free soon after, and the other goes on.
 #[test]
 fn a_client_that_leaves_frees_its_place_at_every_stage() {
-    let service = Service::start(&["--parallel", "2", "--context", "512"]);
+    let frailty = Frailty::new();
+    let service = frailty.serve_slowly(&["--parallel", "2", "--context", "512"]);
     let other = json!({"prompt": ENDLESS, "stream": true, "ignore_eos": true, "max_tokens": 480});
-    let left = |what: &str, wanted: (f64, f64)| {
-        let started = Instant::now();
-        service.await_metric("outrider_num_requests_running", wanted.0);
-        service.await_metric("outrider_num_requests_waiting", wanted.1);
-        assert!(started.elapsed() < Duration::from_secs(20), "{what} took {:?}", started.elapsed());
+    let left = |(running, waiting): (f64, f64)| {
+        service.await_metric("outrider_num_requests_running", running);
+        service.await_metric("outrider_num_requests_waiting", waiting);
     };
-    let long = format!(">>de<<{}<sep>", "one two three ".repeat(130));
-    for (stage, streamed) in [("stream", true), ("whole answer", false)] {
+    let long = format!(">>de<<{}<sep>", "one two three ".repeat(100));
+    for streamed in [true, false] {
         let mut witness = service.open("/v1/completions", &other);
         read_until(&mut witness, "data: ");
         // While it decodes: draft and verification are under way.
@@ -229,16 +236,19 @@ fn a_client_that_leaves_frees_its_place_at_every_stage() {
         let queued = service.open("/v1/completions", &body);
         service.await_metric("outrider_num_requests_waiting", 1.0);
         drop(queued);
-        left(&format!("a queued {stage}"), (2.0, 0.0));
+        left((2.0, 0.0));
         drop(decoding);
-        left(&format!("a decoded {stage}"), (1.0, 0.0));
+        left((1.0, 0.0));
         // While its prompt is read.
-        let body = json!({"prompt": long, "stream": streamed, "max_tokens": 8});
+        let body =
+            json!({"prompt": long, "stream": streamed, "ignore_eos": true, "max_tokens": 150});
         let prefilling = service.open("/v1/completions", &body);
-        std::thread::sleep(Duration::from_millis(20));
+        service.await_metric("outrider_num_requests_running", 2.0);
         drop(prefilling);
-        left(&format!("a prefilled {stage}"), (1.0, 0.0));
+        left((1.0, 0.0));
+        frailty.release();
         let rest = read_until(&mut witness, "[DONE]");
+        frailty.slow_down();
         assert!(rest.contains("\"finish_reason\":\"length\""), "another's was ended: {rest}");
     }
 }
@@ -264,10 +274,18 @@ fn memory_and_files_stay_flat_over_hundreds_of_requests() {
     ask(100);
     let (before_kib, before_files) = held(service.process_id());
     ask(300);
-    let (after_kib, after_files) = held(service.process_id());
+    let (after_kib, mut after_files) = held(service.process_id());
     let grown = after_kib.saturating_sub(before_kib);
     assert!(grown < 3000, "{grown} KiB over 300 requests");
-    assert!(after_files <= before_files + 2, "{before_files} files became {after_files}");
+    // The service may be a moment behind its clients in closing connections.
+    for _ in 0..600 {
+        if after_files <= before_files + 2 {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        after_files = held(service.process_id()).1;
+    }
+    panic!("{before_files} files became {after_files}");
 }
 
 #[test]

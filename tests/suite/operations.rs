@@ -5,6 +5,7 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
+use crate::frailty::Frailty;
 use crate::process::{Service, outrider, outrider_fails, outrider_ok, program, read_until};
 
 const CHAT: &str = "/v1/chat/completions";
@@ -156,7 +157,8 @@ fn heads_and_bodies_have_limits() {
 
 #[test]
 fn a_deadline_ends_an_answer_with_an_error() {
-    let service = Service::start(&["--deadline-s", "1", "--parallel", "1", "--mode", "plain"]);
+    let frailty = Frailty::new();
+    let service = frailty.serve_slowly(&["--deadline-s", "1", "--parallel", "1"]);
     let mut body = json!({"prompt": ">>de<<one two three<sep>", "ignore_eos": true, "max_tokens": 480, "n": 8});
     let (status, answer) = service.post("/v1/completions", &body);
     assert_eq!((status, &answer["error"]["code"]), (504, &json!("deadline_passed")), "{answer}");
@@ -174,7 +176,8 @@ fn a_deadline_ends_an_answer_with_an_error() {
 
 #[test]
 fn the_queue_is_bounded_by_tokens() {
-    let service = Service::start(&["--parallel", "1", "--queue-tokens", "20"]);
+    let frailty = Frailty::new();
+    let service = frailty.serve_slowly(&["--parallel", "1", "--queue-tokens", "20"]);
     let endless =
         json!({"prompt": ">>de<<one<sep>", "stream": true, "ignore_eos": true, "max_tokens": 480});
     let mut running = service.open("/v1/completions", &endless);
@@ -228,7 +231,7 @@ fn systemd_hears_that_the_service_is_ready_alive_and_ending() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("notify");
     let socket = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
-    socket.set_read_timeout(Some(std::time::Duration::from_secs(60))).unwrap();
+    socket.set_read_timeout(Some(std::time::Duration::from_secs(120))).unwrap();
     let environment = [("NOTIFY_SOCKET", path.to_str().unwrap()), ("WATCHDOG_USEC", "400000")];
     let service = Service::start_in(&[], &environment);
     let hear = || {

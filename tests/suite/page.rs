@@ -1,6 +1,7 @@
 //! The page at `/`, looked at in a browser: as an operator at a desk, on a phone, by keyboard, through a screen reader.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -21,26 +22,40 @@ fn opened(size: (u32, u32), arguments: &[&str]) -> Option<(Service, Browser)> {
 
 const TWO_UNITS: &[&str] = &["--plan", "overlap-two-cores"];
 
+/// Writes the text of the box, until what comes of it is as wanted too. How much is drafted, and whether draft and target
+/// happen to run at once, depends on what else the machine does: where drafts lose by that they rest, and are tried again
+/// after some hundred tokens.
+fn write_until(browser: &Browser, wanted: &str) {
+    // Longer than the page takes to read the service again.
+    const SEEN_WITHIN: Duration = Duration::from_secs(3);
+    for _ in 0..40 {
+        browser.click("#write");
+        browser.await_true("!document.querySelector('#write').disabled");
+        let drafted = browser
+            .value("document.querySelector('#answer-note').textContent.includes('× the speed')");
+        if drafted == true && browser.comes_true(wanted, SEEN_WITHIN) {
+            return;
+        }
+    }
+    panic!("never {wanted}: {}", browser.value("document.body.innerText"));
+}
+
 #[test]
 fn a_text_is_written_with_coloured_tokens_and_both_models_are_seen_on_their_lanes() {
     let Some((_service, browser)) = opened(DESK, TWO_UNITS) else { return };
-    browser.click("#write");
-    browser.await_true("document.querySelectorAll('#answer .drafted').length > 0");
-    browser
-        .await_true("document.querySelector('#answer-note').textContent.includes('× the speed')");
+    // The longest window, so that it holds more than one round.
+    browser.click("#time-base label:last-of-type");
+    write_until(
+        &browser,
+        "['#answer .drafted', '#answer .own', '#lanes rect.target', '#lanes rect.draft', '#lanes rect.both']\
+         .every(part => document.querySelector(part))",
+    );
     let text = browser.value("document.querySelector('#answer').textContent");
     assert!(text.as_str().unwrap().contains("Installation"), "{text}");
     let read_out = browser.value("document.querySelector('#answer-text').textContent");
     assert_eq!(read_out, text, "a screen reader hears what is seen");
     let note = browser.value("document.querySelector('#answer-note').textContent");
     assert!(note.as_str().unwrap().contains("The same text"), "{note}");
-    assert_ne!(browser.value("document.querySelectorAll('#answer .own').length"), 0);
-
-    // The longest window, so that it holds more than one round.
-    browser.click("#time-base label:last-of-type");
-    browser.await_true("document.querySelector('#lanes rect.target')");
-    browser.await_true("document.querySelector('#lanes rect.draft')");
-    browser.await_true("document.querySelector('#lanes rect.both')");
     let words = browser.value("document.querySelector('#lanes-text').textContent");
     let words = words.as_str().unwrap();
     assert!(
@@ -133,9 +148,7 @@ fn everything_is_reached_by_keyboard_and_has_a_name() {
 #[test]
 fn a_phone_needs_no_sideways_scrolling_and_both_schemes_have_contrast() {
     let Some((_service, browser)) = opened(PHONE, TWO_UNITS) else { return };
-    browser.click("#write");
-    browser
-        .await_true("document.querySelector('#answer-note').textContent.includes('× the speed')");
+    write_until(&browser, "document.querySelector('#answer .drafted')");
     for scheme in ["light", "dark"] {
         browser.prefer("prefers-color-scheme", scheme);
         let widths = browser.value("[document.documentElement.scrollWidth, window.innerWidth]");

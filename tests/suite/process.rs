@@ -10,6 +10,11 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+/// How long it may take until what was caused is seen, on however busy a machine.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// How often a request is sent again whose answer depends on chance.
+const TRIES: usize = 100;
+
 /// The program under test; `OUTRIDER_UNDER_TEST` names another one where this binary runs away from its build.
 pub(crate) fn program() -> PathBuf {
     let built = || PathBuf::from(env!("CARGO_BIN_EXE_outrider-under-test"));
@@ -106,6 +111,27 @@ impl Service {
         (response.status().as_u16(), response.body_mut().read_json().unwrap())
     }
 
+    /// The answers to a POST that is sent again until one is as wanted, that one last. How much is drafted depends on what
+    /// else the machine does: where drafts lose by that they rest, and are tried again after some hundred tokens.
+    pub(crate) fn answers_until(
+        &self,
+        path: &str,
+        body: &Value,
+        wanted: impl Fn(&Value) -> bool,
+    ) -> Vec<Value> {
+        let mut answers = Vec::new();
+        for _ in 0..TRIES {
+            let (status, answer) = self.post(path, body);
+            assert_eq!(status, 200, "{answer}");
+            let done = wanted(&answer);
+            answers.push(answer);
+            if done {
+                return answers;
+            }
+        }
+        panic!("{TRIES} times not as wanted: {:#}", answers[TRIES - 1]);
+    }
+
     /// Sends any request; status, headers and body of its answer.
     pub(crate) fn send(
         &self,
@@ -115,7 +141,7 @@ impl Service {
         body: &str,
     ) -> (u16, BTreeMap<String, String>, String) {
         let mut stream = TcpStream::connect(&self.address).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(120))).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
         let mut head = format!("{method} {path} HTTP/1.1\r\nhost: {}\r\n", self.address);
         for (name, value) in headers {
             head += &format!("{name}: {value}\r\n");
@@ -150,7 +176,7 @@ impl Service {
     pub(crate) fn open(&self, path: &str, body: &Value) -> TcpStream {
         let body = body.to_string();
         let mut stream = TcpStream::connect(&self.address).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
         write!(
             stream,
             "POST {path} HTTP/1.1\r\nhost: {}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
@@ -178,7 +204,16 @@ impl Service {
         let started = Instant::now();
         while self.metric(name) != value {
             let waited = started.elapsed();
-            assert!(waited < Duration::from_secs(60), "{name} did not become {value}");
+            assert!(waited < PATIENCE, "{name} did not become {value}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Waits until no more connections are taken.
+    pub(crate) fn await_closed(&self) {
+        let started = Instant::now();
+        while TcpStream::connect(&self.address).is_ok() {
+            assert!(started.elapsed() < PATIENCE, "it still listens");
             std::thread::sleep(Duration::from_millis(10));
         }
     }
@@ -214,7 +249,7 @@ impl Service {
             if let Some(status) = self.child.try_wait().unwrap() {
                 return status.code();
             }
-            assert!(started.elapsed() < Duration::from_secs(60), "it did not end");
+            assert!(started.elapsed() < PATIENCE, "it did not end");
             std::thread::sleep(Duration::from_millis(10));
         }
     }
@@ -242,8 +277,7 @@ pub(crate) fn read_until(stream: &mut TcpStream, wanted: &str) -> String {
 
 /// A client that returns errors of the server as answers.
 pub(crate) fn agent() -> ureq::Agent {
-    let config = ureq::Agent::config_builder()
-        .http_status_as_error(false)
-        .timeout_global(Some(Duration::from_secs(120)));
+    let config =
+        ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(PATIENCE));
     config.build().into()
 }

@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use crate::frailty::Frailty;
 use crate::process::{Service, read_until};
 
 fn chat(text: &str) -> Value {
@@ -18,15 +19,15 @@ const SENTENCE: &str = "The battery is almost empty. Connect the charger.";
 #[test]
 fn a_chat_is_answered_whole_and_streamed_with_the_same_text() {
     let service = Service::start(&[]);
-    let (status, whole) = service.post("/v1/chat/completions", &chat(SENTENCE));
-    assert_eq!(status, 200, "{whole}");
+    let accepted = |a: &Value| a["timings"]["draft_n_accepted"].as_u64().unwrap() > 0;
+    let answers = service.answers_until("/v1/chat/completions", &chat(SENTENCE), accepted);
+    let whole = answers.last().unwrap();
     assert_eq!(whole["object"], "chat.completion");
     let choice = &whole["choices"][0];
     assert_eq!(choice["finish_reason"], "stop");
     let text = choice["message"]["content"].as_str().unwrap();
     assert!(text.contains("Batterie"), "{text}");
     assert!(whole["usage"]["completion_tokens"].as_u64().unwrap() > 3);
-    assert!(whole["timings"]["draft_n_accepted"].as_u64().unwrap() > 0);
 
     let body = with(chat(SENTENCE), "stream", true);
     let body = with(body, "stream_options", json!({"include_usage": true}));
@@ -71,10 +72,11 @@ fn completions_take_text_and_tokens_and_report_log_probabilities() {
 #[test]
 fn speculation_can_be_switched_off_for_one_request() {
     let service = Service::start(&[]);
-    let (_, on) = service.post("/v1/chat/completions", &chat(SENTENCE));
+    let drafted = |answer: &Value| answer["timings"]["draft_n"].as_u64().unwrap() > 0;
+    let on = service.answers_until("/v1/chat/completions", &chat(SENTENCE), drafted);
+    let on = on.last().unwrap();
     let body = with(chat(SENTENCE), "speculative", json!({"enabled": false}));
     let (_, off) = service.post("/v1/chat/completions", &body);
-    assert!(on["timings"]["draft_n"].as_u64().unwrap() > 0);
     assert_eq!(off["timings"]["draft_n"], 0);
     assert_eq!(on["choices"][0]["message"], off["choices"][0]["message"]);
 }
@@ -145,14 +147,16 @@ fn two_hundred_requests_at_once_are_all_answered() {
 
 #[test]
 fn a_client_that_leaves_frees_its_place() {
-    let service = Service::start(&["--parallel", "1", "--queue", "4"]);
+    let frailty = Frailty::new();
+    let service = frailty.serve_slowly(&["--parallel", "1", "--queue", "4"]);
     let endless = json!({
         "prompt": ">>de<<one two three<sep>", "stream": true, "ignore_eos": true, "max_tokens": 480
     });
     let mut stream = service.open("/v1/completions", &endless);
     read_until(&mut stream, "data: ");
-    service.await_metric("outrider_num_requests_running", 1.0);
     let waiting = service.open("/v1/completions", &endless);
+    service.await_metric("outrider_num_requests_running", 1.0);
+    service.await_metric("outrider_num_requests_waiting", 1.0);
     drop(stream);
     drop(waiting);
     service.await_metric("outrider_num_requests_running", 0.0);
@@ -164,9 +168,11 @@ fn a_client_that_leaves_frees_its_place() {
 #[test]
 fn metrics_count_what_happened() {
     let service = Service::start(&[]);
-    let (_, answer) = service.post("/v1/chat/completions", &chat(SENTENCE));
-    let timings = &answer["timings"];
-    let count = |field: &str| timings[field].as_f64().unwrap();
+    let drafted = |answer: &Value| answer["timings"]["draft_n"].as_u64().unwrap() > 0;
+    let answers = service.answers_until("/v1/chat/completions", &chat(SENTENCE), drafted);
+    let count = |field: &str| {
+        answers.iter().map(|answer| answer["timings"][field].as_f64().unwrap()).sum::<f64>()
+    };
     let metric = |name: &str| service.metric(name);
     assert_eq!(metric("outrider_generation_tokens_total"), count("predicted_n"));
     assert_eq!(metric("outrider_prompt_tokens_total"), count("prompt_n"));
@@ -180,13 +186,17 @@ fn metrics_count_what_happened() {
 
 #[test]
 fn sigterm_finishes_open_requests_and_takes_no_more() {
-    let service = Service::start(&[]);
+    let frailty = Frailty::new();
+    let service = frailty.serve_slowly(&["--drain-s", "120"]);
     let body = json!({
         "prompt": ">>de<<one two three<sep>", "stream": true, "ignore_eos": true, "max_tokens": 400
     });
     let mut stream = service.open("/v1/completions", &body);
     read_until(&mut stream, "data: ");
     service.terminate();
+    // Whoever comes now is not let in while the open request is being written.
+    service.await_closed();
+    frailty.release();
     let rest = read_until(&mut stream, "[DONE]");
     assert!(rest.contains("\"finish_reason\":\"length\""), "{rest}");
     assert_eq!(service.wait(), Some(0));

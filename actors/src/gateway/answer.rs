@@ -138,7 +138,8 @@ fn streamed(streaming: Streaming, events: Events) -> HttpResponse {
 /// A streamed answer on its way.
 struct Streaming {
     letterhead: Letterhead,
-    page: OpenRequest,
+    /// Closed before the client can know that it was answered.
+    page: Option<OpenRequest>,
     echo: Option<String>,
     include_usage: bool,
     /// Which answers are being written.
@@ -153,7 +154,7 @@ impl Streaming {
     fn new(letterhead: Letterhead, page: OpenRequest, ask: &Ask) -> Self {
         Self {
             letterhead,
-            page,
+            page: Some(page),
             echo: ask.echo.clone(),
             include_usage: ask.include_usage,
             open: vec![true; ask.choices as usize],
@@ -172,7 +173,7 @@ impl Streaming {
         let happened = tokio::select! {
             happened = events.next() => happened,
             () = passed => {
-                let sequences = self.page.sequences();
+                let sequences = self.page.as_ref().map(OpenRequest::sequences).unwrap_or_default();
                 let error = late(&self.letterhead.engine, &sequences, *deadline).await;
                 return Some(self.fail(&error));
             }
@@ -192,7 +193,9 @@ impl Streaming {
         let letterhead = &self.letterhead;
         match happened {
             Some(RequestEvent::Text { text, tokens }) => {
-                self.page.wrote(tokens.len());
+                if let Some(page) = &self.page {
+                    page.wrote(tokens.len());
+                }
                 if text.is_empty() && !letterhead.shows_tokens() {
                     return Vec::new();
                 }
@@ -234,7 +237,7 @@ impl Streaming {
     }
 
     fn done(&mut self) -> Bytes {
-        self.over = true;
+        (self.over, self.page) = (true, None);
         Bytes::from_static(b"data: [DONE]\n\n")
     }
 }

@@ -120,6 +120,8 @@ pub fn listen(
             .configure(routes::routes)
     })
     .workers(1)
+    // Whoever closes the connection has left, also with an answer on its way of which nothing was written yet.
+    .h1_allow_half_closed(false)
     .disable_signals()
     .max_connections(options.connections_max)
     .shutdown_timeout(options.drain_s)

@@ -17,8 +17,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use outrider_tests::frail;
+use outrider_tests::frail::FRAIL;
 
+use crate::frailty::Frailty;
 use crate::process::Service;
 use load::{Counts, Expected, Outcome};
 use vitals::{Sample, p99, slope};
@@ -67,16 +68,9 @@ struct Seen {
 }
 
 fn soak(requests: usize) {
-    let folder = tempfile::tempdir().unwrap();
-    let (breaker, first) = (folder.path().join("break"), folder.path().join("plan.toml"));
-    let plans = load::plans(&cores());
-    std::fs::write(&first, &plans[0]).unwrap();
-    let frail_cores: Vec<_> = load::frail_cores(&cores()).iter().map(usize::to_string).collect();
-    let environment =
-        [(frail::FILE, breaker.to_str().unwrap()), (frail::CORES, &frail_cores.join(","))];
-    let arguments =
-        ["--plan", first.to_str().unwrap(), "--parallel", "8", "--queue", "64", "--log", "warn"];
-    let service = Service::start_in(&arguments, &environment);
+    let (frailty, plans) = (Frailty::new(), load::plans(&cores()));
+    let arguments = ["--parallel", "8", "--queue", "64", "--log", "warn"];
+    let service = frailty.serve(&plans[0], load::frail_cores(&cores()), &arguments);
     let expected = Expected::ask(&service);
     let (next, counts, seen) = (AtomicUsize::new(0), Counts::default(), Seen::default());
     let started = Instant::now();
@@ -89,7 +83,7 @@ fn soak(requests: usize) {
                         return;
                     }
                     if number == (requests as f64 * LOSS) as usize {
-                        std::fs::write(&breaker, "").unwrap();
+                        frailty.lose();
                     }
                     let began = Instant::now();
                     let outcome = load::one(&service, number, &plans, &expected);
@@ -116,7 +110,7 @@ fn soak(requests: usize) {
     judge(&service, requests, seen);
     assert_eq!((counts.of(Outcome::Wrong), counts.of(Outcome::Lost)), (0, 0), "wrong and lost");
     assert!(counts.of(Outcome::Swapped) > 0, "no plan was swapped");
-    let lost = format!("outrider_device_lost_total{{device=\"{}\"}}", frail::FRAIL);
+    let lost = format!("outrider_device_lost_total{{device=\"{FRAIL}\"}}");
     assert_eq!(service.metric(&lost), 1.0, "the unit was lost once");
     assert_eq!(service.get("/health").0, 200);
 }
