@@ -86,6 +86,7 @@ pub fn run() -> ! {
 /// The same, where `serve` makes units of these names with these factories, whatever a plan says of them.
 #[expect(clippy::print_stderr, reason = "the command line's own output")]
 pub fn run_with(units: OwnUnits) -> ! {
+    outrider_devices::gpu::do_without_desktop();
     let done = configured().and_then(|(arguments, settings, matches)| {
         dispatch(arguments, &settings, (&matches, units))
     });
