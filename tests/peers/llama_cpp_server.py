@@ -27,6 +27,8 @@ FIELDS = {"n_predict": "max_tokens", "n_probs": "logprobs"}
 WITHOUT_MEANING = ("model", "cache_prompt", "id_slot", "timings_per_token")
 # Most tokens of one draft here.
 DEPTH_MAX = 15
+# Positions that the shipped pair was trained for; a longer context is refused.
+POSITIONS = 512
 
 
 def arguments(server):
@@ -35,7 +37,7 @@ def arguments(server):
     slots = server.n_slots or 1
     given += ["--parallel", str(slots)]
     if server.n_ctx:
-        given += ["--context", str(server.n_ctx // slots)]
+        given += ["--context", str(min(server.n_ctx // slots, POSITIONS))]
     if server.api_key:
         given += ["--api-key", server.api_key]
     if server.spec_draft_n_max:

@@ -53,6 +53,18 @@ fn a_wrong_configuration_is_refused_with_its_line() {
         ("[models]\ndraft = \"x.gguf\"\n", "a draft needs the target"),
         ("[decoding]\nplan = \"no-such-plan\"\n", "no-such-plan"),
         ("[server]\nhost = \"0.0.0.0\"\n", "there is no key"),
+        ("[limits]\nparallel = 0\n", "my.toml:2: invalid value '0' for 'parallel"),
+        ("[limits]\ncontext = 1\n", "my.toml:2: invalid value '1' for 'context"),
+        ("[limits]\ncontext = 9999\n", "were trained for 512"),
+        (
+            "[decoding]\nplan = \"plain-all-cores\"\nwatch = true\n",
+            "--watch needs --plan with a file",
+        ),
+        (
+            "[server]\ncors_origin = [\"https://a.example/\"]\n",
+            "`https://a.example/` is not an origin",
+        ),
+        ("[log]\nlog = \"inof\"\n", "the log filter `inof` says no level"),
     ] {
         fs::write(&file, text).unwrap();
         let error = outrider_fails(&["config", "check", "--config", path]);

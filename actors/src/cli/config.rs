@@ -34,6 +34,7 @@ pub(super) fn run(
         ConfigCommand::Example => print!("{EXAMPLE}"),
         ConfigCommand::Check(arguments) => {
             arguments.gateway()?;
+            arguments.log.filter()?;
             let pair = arguments.selection.pair()?;
             let plan = arguments.selection.plan(&pair)?;
             match &settings.file {

@@ -6,6 +6,7 @@ use std::io::IsTerminal;
 
 use clap::{Args, ValueEnum};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 
 /// What is logged, and how.
 #[derive(Args, Clone, Debug)]
@@ -30,8 +31,7 @@ enum LogFormat {
 impl LogArguments {
     /// Starts the log of a service.
     pub(super) fn start(&self) -> Result<(), super::CliError> {
-        let filter = EnvFilter::try_new(&self.log);
-        let filter = filter.map_err(|error| format!("the log filter `{}`: {error}", self.log))?;
+        let filter = self.filter()?;
         let log = tracing_subscriber::fmt()
             .with_env_filter(filter)
             .with_writer(std::io::stderr)
@@ -41,6 +41,23 @@ impl LogArguments {
             LogFormat::Json => log.json().init(),
         }
         Ok(())
+    }
+
+    /// What is logged.
+    ///
+    /// # Errors
+    /// A word that is no level: taken for the name of a program's part it would silence everything else.
+    pub(super) fn filter(&self) -> Result<EnvFilter, super::CliError> {
+        let wrong = self.log.split(',').map(str::trim).find(|part| {
+            let level = part.rsplit('=').next().unwrap_or_default();
+            !part.ends_with(']') && level.parse::<LevelFilter>().is_err()
+        });
+        if let Some(wrong) = wrong {
+            let told = "a level is off, error, warn, info, debug or trace";
+            return Err(format!("the log filter `{wrong}` says no level: {told}").into());
+        }
+        let filter = EnvFilter::try_new(&self.log);
+        Ok(filter.map_err(|error| format!("the log filter `{}`: {error}", self.log))?)
     }
 }
 

@@ -1,5 +1,6 @@
 //! The arguments that say what to run: models, plan, and what overrides it. Shared by the subcommands that decode.
 
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -69,6 +70,7 @@ pub struct Selection {
     pub draft_tokens: Option<DraftTokens>,
     /// Requests decoded at one time.
     #[arg(long, value_name = "N", env = "OUTRIDER_PARALLEL", default_value_t = 8)]
+    #[arg(value_parser = parallel)]
     pub parallel: usize,
     /// Requests that may wait for a place; more are answered 429.
     #[arg(long, value_name = "N", env = "OUTRIDER_QUEUE", default_value_t = 256)]
@@ -82,7 +84,7 @@ pub struct Selection {
     #[arg(action = ArgAction::Set)]
     pub prefix_cache: bool,
     /// Positions of one sequence, prompt and answer together. Default: what the model was trained for, at most 4096.
-    #[arg(long, value_name = "N", env = "OUTRIDER_CONTEXT")]
+    #[arg(long, value_name = "N", env = "OUTRIDER_CONTEXT", value_parser = context)]
     pub context: Option<usize>,
     /// How keys and values are cached: f16, or q8, which takes nine sixteenths of the room and rounds them to bytes (CPU
     /// units only).
@@ -91,6 +93,28 @@ pub struct Selection {
     /// Where this machine's calibration is.
     #[command(flatten)]
     pub place: CalibrationPlace,
+}
+
+/// Most requests at one time: each has caches of its own, and a pass takes a few hundred rows of all of them.
+const PARALLEL_MAX: usize = 1024;
+
+fn parallel(text: &str) -> Result<usize, String> {
+    bounded(text, 1..=PARALLEL_MAX)
+}
+
+/// A prompt has a token, and so has its answer. How many there may be depends on the model.
+fn context(text: &str) -> Result<usize, String> {
+    bounded(text, 2..=usize::MAX)
+}
+
+fn bounded(text: &str, within: RangeInclusive<usize>) -> Result<usize, String> {
+    let number = text.parse().map_err(|_| "it is not a whole number".to_owned())?;
+    let (least, most) = (*within.start(), *within.end());
+    match within.contains(&number) {
+        true => Ok(number),
+        false if most == usize::MAX => Err(format!("at least {least} are needed")),
+        false => Err(format!("choose {least} to {most}")),
+    }
 }
 
 impl Selection {
@@ -183,6 +207,14 @@ impl Selection {
 
     /// The plan to run, checked against this machine and these models.
     pub fn plan(&self, pair: &Pair) -> Result<PartitionPlan, CliError> {
+        let trained = pair.context_length();
+        if let Some(wanted) = self.context.filter(|wanted| *wanted > trained) {
+            return Err(format!(
+                "a context of {wanted} positions is asked for, but the models were trained for {trained}: give --context \
+                 {trained} at most"
+            )
+            .into());
+        }
         let context = self.limits().plan_context(pair);
         let plan = match &self.plan {
             Some(name) => named_plan(name, &context)?,

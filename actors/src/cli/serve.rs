@@ -102,6 +102,13 @@ enum DoorError {
     Count { file: PathBuf, found: usize, wanted: &'static str },
     #[error("a key is empty or holds a space: keys are sent in a header, as one word")]
     Key,
+    #[error(
+        "`{0}` is not an origin as browsers send it: write scheme, host and port alone, such as https://app.example, or * for \
+         all"
+    )]
+    Origin(String),
+    #[error("--watch needs --plan with a file; a shipped plan does not change")]
+    Watch,
 }
 
 impl ServeArguments {
@@ -116,6 +123,12 @@ impl ServeArguments {
         if !keys.guard_inference() && !self.open && !is_loopback(&self.host) {
             return Err(DoorError::Unguarded { host: self.host.clone() }.into());
         }
+        if let Some(wrong) = self.cors_origin.iter().find(|origin| !is_origin(origin)) {
+            return Err(DoorError::Origin(wrong.clone()).into());
+        }
+        if self.watch && self.plan_file().is_none() {
+            return Err(DoorError::Watch.into());
+        }
         Ok(GatewayOptions {
             host: self.host.clone(),
             port: self.port,
@@ -127,6 +140,11 @@ impl ServeArguments {
             deadline: Duration::from_secs(self.deadline_s),
             drain_s: self.drain_s,
         })
+    }
+
+    /// The plan's file, if it is not a shipped one.
+    fn plan_file(&self) -> Option<PathBuf> {
+        self.selection.plan.as_ref().map(PathBuf::from).filter(|file| file.is_file())
     }
 
     fn keys(&self) -> Result<Keys, DoorError> {
@@ -154,6 +172,12 @@ impl ServeArguments {
         }
         Ok(Keys { api, admin })
     }
+}
+
+/// Whether a browser could name itself so: `*` stands for all.
+fn is_origin(text: &str) -> bool {
+    let host = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://"));
+    text == "*" || host.is_some_and(|host| !host.is_empty() && !host.contains(['/', '?', '#', ' ']))
 }
 
 /// Whether only this machine can reach an address.
@@ -201,11 +225,7 @@ pub(super) fn run(arguments: ServeArguments, units: OwnUnits) -> Result<(), CliE
         drop(engine);
         actix::spawn(keep_up(office.clone()));
         actix::spawn(end_in_order(office.clone(), server.handle()));
-        let file = arguments.selection.plan.map(PathBuf::from).filter(|file| file.is_file());
-        if arguments.watch && file.is_none() {
-            return Err("--watch needs --plan with a file; a shipped plan does not change".into());
-        }
-        if let Some(file) = file {
+        if let Some(file) = arguments.plan_file() {
             let watch = if arguments.watch { Watch::EverySecond } else { Watch::OnHangUp };
             actix::spawn(plan_file::follow(office.clone(), file, watch));
         }

@@ -120,6 +120,8 @@ pub fn listen(
             .configure(routes::routes)
     })
     .workers(1)
+    // A token leaves as it comes, without waiting for the one before to be acknowledged.
+    .tcp_nodelay(true)
     // Whoever closes the connection has left, also with an answer on its way of which nothing was written yet.
     .h1_allow_half_closed(false)
     .disable_signals()
