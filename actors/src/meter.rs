@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crossbeam_channel::Sender;
-use outrider_devices::{Activations, Batch, DraftBatch, MemoryUse};
+use outrider_devices::{Activations, Batch, DraftBatch, DraftSegment, MemoryUse, Pick};
 use outrider_observability::{
     Counter, MemoryPurpose, PlanMetrics, Registry, SharedTimeline, UnitJob, UnitMetrics,
 };
@@ -20,7 +20,7 @@ pub struct Work {
     pub rows: u32,
     /// Rows that run through the head, if the stage has one.
     pub head_rows: u32,
-    /// Steps of a draft job, those of all sequences together; 0 for a pass.
+    /// Steps that a draft job has run, those of all sequences together; 0 for a pass.
     pub steps: u32,
     /// Mean number of positions cached before.
     pub context: u32,
@@ -38,14 +38,23 @@ impl Work {
         }
     }
 
-    /// A draft job.
-    pub fn of_draft(batch: &DraftBatch) -> Self {
+    /// A draft job that was answered with these tokens, if it was.
+    pub fn of_draft(batch: &DraftBatch, drafted: Option<&[Vec<Pick>]>) -> Self {
         let segments = batch.segments.iter();
+        // A draft that holds its next token too unlikely has run a step for it; one that ends with the text has not.
+        let run = |(index, segment): (usize, &DraftSegment)| {
+            let picks = drafted.and_then(|drafted| drafted.get(index));
+            let ended = |pick: &Pick| batch.stop_tokens.contains(&pick.token);
+            picks.map_or(segment.steps, |picks| {
+                let stopped = u32::from(!picks.last().is_some_and(ended));
+                (picks.len() as u32 + stopped).min(segment.steps)
+            })
+        };
         let bases: u64 = segments.clone().map(|s| u64::from(s.segment.base)).sum();
         Self {
             rows: segments.clone().map(|s| s.segment.tokens.len() as u32).sum(),
             head_rows: batch.segments.len() as u32,
-            steps: segments.map(|s| s.steps).sum(),
+            steps: segments.enumerate().map(run).sum(),
             context: (bases / batch.segments.len().max(1) as u64) as u32,
         }
     }
@@ -155,8 +164,13 @@ impl UnitMeter {
         self.metrics.queue_depth.set(jobs as f64);
     }
 
-    /// Runs a job of a stage on the clock.
-    pub fn time<T>(&mut self, stage: StageId, work: Work, job: impl FnOnce() -> T) -> T {
+    /// Runs a job of a stage on the clock; `work` tells from its answer how much it was.
+    pub fn time<T>(
+        &mut self,
+        stage: StageId,
+        work: impl FnOnce(&T) -> Work,
+        job: impl FnOnce() -> T,
+    ) -> T {
         let start_ns = self.now_ns();
         let result = job();
         let at_ns = start_ns..self.now_ns();
@@ -166,7 +180,7 @@ impl UnitMeter {
             let _ = tap.try_send(StageTiming {
                 unit: self.unit.clone(),
                 stage,
-                work,
+                work: work(&result),
                 at_ns: at_ns.clone(),
             });
         }

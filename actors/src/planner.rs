@@ -90,6 +90,14 @@ impl Default for Ratio {
     }
 }
 
+impl Ratio {
+    /// What tables are to be multiplied with, in thousandths; `foreseen` already contains what was applied.
+    fn found(&self) -> u32 {
+        let found = u64::from(self.applied_permille) * self.measured_ns / self.foreseen_ns.max(1);
+        found.clamp(100, 10_000) as u32
+    }
+}
+
 /// A plan that would be faster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Advice {
@@ -211,10 +219,7 @@ impl Planner {
         }
         let mut changed = false;
         for ratio in self.ratios.values_mut().filter(|ratio| ratio.jobs >= JOBS_MIN) {
-            // `foreseen` already contains what was applied.
-            let found =
-                u64::from(ratio.applied_permille) * ratio.measured_ns / ratio.foreseen_ns.max(1);
-            let found = found.clamp(100, 10_000) as u32;
+            let found = ratio.found();
             if found.abs_diff(ratio.applied_permille) * 1000
                 > BAND_PERMILLE * ratio.applied_permille
             {
@@ -229,6 +234,22 @@ impl Planner {
         if let Ok(forecast) = self.foresight.forecast(&self.running) {
             metrics.predicted_tokens_per_second.set(forecast.microtokens_per_second as f64 / 1e6);
         }
+    }
+
+    /// What is foreseen when everything that was noted is believed, however little it was: for whoever measures for a
+    /// while and then asks once.
+    pub fn settle(mut self) -> Foresight {
+        for ratio in self.ratios.values_mut().filter(|ratio| ratio.foreseen_ns > 0) {
+            ratio.applied_permille = ratio.found();
+        }
+        self.correct();
+        self.foresight
+    }
+
+    /// Measured over foreseen time of one model on a class of units, in thousandths, by all that was noted.
+    pub fn found_permille(&self, class: &UnitClass, role: ModelRole) -> Option<u32> {
+        let ratio = self.ratios.get(&(class.clone(), role))?;
+        (ratio.foreseen_ns > 0).then(|| ratio.found())
     }
 
     fn correct(&mut self) {
@@ -251,6 +272,8 @@ impl Planner {
                 for table in whole.into_iter().chain(parts) {
                     *table = table.map(|_, _, ns| ns * permille / 1000);
                 }
+                // What jobs take in the engine beyond that is as much slower.
+                unit.around.scale(*role, permille as i64);
             }
         }
         for ((class, role), ratio) in &self.ratios {

@@ -1,7 +1,7 @@
 //! Times of a model on one class of units, measured in a loop through the device's own interface.
 //!
 //! Points that follow each other in service are visited in turn, round after round, so that a noise on the machine meets
-//! them alike; each time is the median of its rounds. *Invariant:* works with any [`Device`]; nothing here knows what is behind it.
+//! them alike; each time is the median of its rounds. Whoever calls does so again and again, and takes the middle. *Invariant:* works with any [`Device`]; nothing here knows what is behind it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -27,8 +27,10 @@ const FEW_ROWS: u32 = 16;
 const PART_ROWS: &[u32] = &[1, 2, 4, 8, 16, 64];
 /// Sequences that share a draft job.
 const SHARED: &[u32] = &[1, 2, 4];
-/// Least and most rounds over all points.
-const ROUNDS: (usize, usize) = (3, 15);
+/// Most rounds over all points after the one that warms up.
+const ROUNDS_MAX: usize = 15;
+/// Of a model's time, the share of one series of points: of few rows, of many, of contexts, of parts.
+const SERIES: u32 = 3;
 
 /// Why something was not measured.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +52,8 @@ pub(super) struct Ask {
     pub(super) limits: SlotLimits,
     /// Time for each model.
     pub(super) budget: Duration,
+    /// What a visit before has found: how times grow with the context, and parts, are taken from there.
+    pub(super) known: BTreeMap<ModelRole, RoleProfile>,
 }
 
 /// One point of a table: what runs, and the medians of its times.
@@ -117,17 +121,27 @@ impl Ask {
         let (verify, fill_few) = times.split_at(VERIFY_ROWS.len());
         let many: Vec<Run> = many.iter().map(fill).collect();
         let fill = [fill_few, &self.visit(executable.as_mut(), &many, None)?].concat();
-        let at = |context| [Run::Pass(1, 1, context), Run::Pass(8, 8, context)];
-        let ends = [at(near), at(far)].concat();
-        let slope = Slope::of(near, far, &self.visit(executable.as_mut(), &ends, None)?);
+        let slope = match self.known.get(&role) {
+            Some(known) => Slope::known((near, far), &known.verify),
+            None => {
+                let at = |context| [Run::Pass(1, 1, context), Run::Pass(8, 8, context)];
+                let ends = [at(near), at(far)].concat();
+                Slope::of(near, far, &self.visit(executable.as_mut(), &ends, None)?)
+            }
+        };
         let scratch_bytes = executable.memory().scratch;
         drop(executable);
+        let parts = match self.known.get(&role) {
+            Some(known) => known.parts.clone(),
+            None if layers > 1 => Some(self.parts(device, layers)?),
+            None => None,
+        };
         Ok(RoleProfile {
             layers: layers as u32,
             verify: slope.table(VERIFY_ROWS, verify)?,
             fill: slope.table(&fill_rows, &fill)?,
             draft_step: TimeTable::by_rows(&[(1, verify[0])])?,
-            parts: if layers > 1 { Some(self.parts(device, layers)?) } else { None },
+            parts,
             scratch_bytes,
         })
     }
@@ -189,9 +203,14 @@ impl Ask {
         let (together, further) = rest.split_at(shared.len());
         let many: Vec<Run> = many.iter().map(first).collect();
         let fill = [fill_few, &self.visit(executable.as_mut(), &many, None)?].concat();
-        let at = |context| [Run::Draft(1, 1, 1, context), Run::Draft(8, 1, 1, context)];
-        let ends = [at(near), at(far)].concat();
-        let slope = Slope::of(near, far, &self.visit(executable.as_mut(), &ends, None)?);
+        let slope = match self.known.get(&role) {
+            Some(known) => Slope::known((near, far), &known.fill),
+            None => {
+                let at = |context| [Run::Draft(1, 1, 1, context), Run::Draft(8, 1, 1, context)];
+                let ends = [at(near), at(far)].concat();
+                Slope::of(near, far, &self.visit(executable.as_mut(), &ends, None)?)
+            }
+        };
         let steps: Vec<u64> =
             together.iter().zip(further).map(|(one, five)| five.saturating_sub(*one) / 4).collect();
         Ok(RoleProfile {
@@ -226,14 +245,23 @@ impl Ask {
         // A nearer point cuts the cache, so those that lie further out come first.
         let mut order: Vec<usize> = (0..points.len()).collect();
         order.sort_by_key(|index| std::cmp::Reverse(runs[*index].context()));
-        let begun = Instant::now();
-        for round in 0..=ROUNDS.1 {
-            if round > ROUNDS.0 && begun.elapsed() > self.budget / 4 {
+        let deadline = Instant::now() + self.budget / SERIES;
+        for round in 0..=ROUNDS_MAX {
+            let complete = points.iter().all(|point| !point.times_ns.is_empty());
+            if complete && Instant::now() > deadline {
                 break;
+            }
+            if round > 0 {
+                refill(executable, (sequences, deepest), runs, width)?;
             }
             for &index in &order {
                 let point = &mut points[index];
                 // As in service, where passes of one shape follow each other: the first of two makes ready for the second.
+                // Where time is up, or nearly, the first has to do.
+                let slow = Instant::now() > deadline;
+                if slow && !point.times_ns.is_empty() {
+                    continue;
+                }
                 for again in [false, true] {
                     let started = Instant::now();
                     match point.run {
@@ -244,13 +272,14 @@ impl Ask {
                             draft(executable, (sequences, context), (rows, steps))?;
                         }
                     }
-                    // The first round warms up.
-                    if again && round > 0 {
-                        point.times_ns.push(started.elapsed().as_nanos() as u64);
+                    let took_ns = started.elapsed().as_nanos() as u64;
+                    // The first round warms up, unless there is no time for another.
+                    let counts = again && (round > 0 || slow);
+                    if counts {
+                        point.times_ns.push(took_ns);
                     }
                 }
             }
-            refill(executable, (sequences, deepest), runs, width)?;
         }
         Ok(points.into_iter().map(|point| median(point.times_ns)).collect())
     }
@@ -343,6 +372,12 @@ impl Slope {
     /// From the times of one row and of eight near, and of both far.
     fn of(near: u32, far: u32, ns: &[u64]) -> Self {
         Self { near, far, one: (ns[0], ns[2]), eight: (ns[1], ns[3]) }
+    }
+
+    /// As a table says that was made of one.
+    fn known((near, far): (u32, u32), table: &TimeTable) -> Self {
+        let at = |rows| (table.at_ns(rows, near), table.at_ns(rows, far));
+        Self { near, far, one: at(1), eight: at(8) }
     }
 
     fn table(&self, rows: &[u32], near_ns: &[u64]) -> Result<TimeTable, ProfileError> {

@@ -9,9 +9,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
+use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use outrider_observability::Registry;
-use outrider_pipeline::Message;
 use outrider_pipeline::scheduler::{GenerationParams, Statistics};
+use outrider_pipeline::{Message, Speculation};
 use outrider_plans::{ModelRole, PartitionPlan, PlanContext};
 use tokio::sync::mpsc;
 
@@ -74,21 +75,44 @@ impl Probe {
         }
     }
 
+    /// Asks for one answer, and waits for it.
     pub(crate) async fn answer(
         &self,
         text: &str,
         tokens_max: u32,
+        speculation: Speculation,
     ) -> Result<Answered, CalibrateError> {
         let asked = Instant::now();
         let prompt = self.prompt(text)?;
-        let params =
-            GenerationParams { max_tokens: Some(tokens_max), ..GenerationParams::default() };
+        let max_tokens = Some(tokens_max);
+        let params = GenerationParams { max_tokens, speculation, ..GenerationParams::default() };
         let (_, mut events) = self.engine.generate(prompt.clone(), params).await?;
         let (output, statistics, timings) = self.read(&mut events).await?;
         let lasted = asked.elapsed();
         let mut jobs: Vec<StageTiming> = self.timings.try_iter().collect();
         jobs.sort_by_key(|job| job.at_ns.start);
         Ok(Answered { prompt, output, lasted, jobs, statistics, timings })
+    }
+
+    /// Asks for the answers to all these texts, `clients` at a time, as long as there is time for another; which jobs were
+    /// whose is not known then. Answers are in the order of their texts, none left out.
+    pub(crate) async fn answers(
+        &self,
+        texts: &[String],
+        clients: usize,
+        (tokens_max, begins_before): (u32, Instant),
+    ) -> Result<Vec<Answered>, CalibrateError> {
+        let mut answers = Vec::new();
+        // Enough at a time that few clients wait for the last of the others.
+        for some in texts.chunks(8 * clients.max(1)) {
+            if !answers.is_empty() && Instant::now() > begins_before {
+                break;
+            }
+            let asked = some.iter().map(|text| self.answer(text, tokens_max, Speculation::Plan));
+            let some: Vec<_> = stream::iter(asked).buffered(clients.max(1)).try_collect().await?;
+            answers.extend(some);
+        }
+        Ok(answers)
     }
 
     async fn read(
@@ -127,7 +151,7 @@ pub(super) struct Clocked {
 
 impl Clocked {
     /// Adds up what was clocked while `layers` layers of the target ran.
-    pub(super) fn of(answers: &[Answered], layers: usize) -> Self {
+    pub(super) fn of<'a>(answers: impl Iterator<Item = &'a Answered>, layers: usize) -> Self {
         let mut sums = Self::default();
         let (mut after_target, mut after_draft, mut between) =
             (Mean::default(), Mean::default(), Mean::default());
@@ -188,12 +212,6 @@ impl Mean {
         let kept = self.values.len() - self.values.len() / 100;
         self.values[..kept].iter().sum::<u64>().checked_div(kept as u64).unwrap_or(0)
     }
-}
-
-/// How much longer a job took than was foreseen, per job.
-pub(super) fn excess((jobs, ns): (u64, u64), (foreseen_jobs, foreseen_ns): (u64, u64)) -> i64 {
-    let each = |ns: u64, jobs: u64| ns.checked_div(jobs).unwrap_or(0) as i64;
-    each(ns, jobs) - each(foreseen_ns, foreseen_jobs)
 }
 
 /// The slow-down that makes the foreseen time of a job the measured one, from the one that was foreseen with.

@@ -18,7 +18,7 @@ pub const PROMPTS: &str = include_str!("prompts.tsv");
 
 /// The answers with the draft's guesses: the draft reads each finished text and says, at every position, how it would go
 /// on. `spec` is the unit that it runs on.
-pub(super) fn guessed(
+pub(crate) fn guessed(
     pair: &Pair,
     spec: &UnitSpec,
     limits: SlotLimits,

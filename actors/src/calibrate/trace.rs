@@ -42,7 +42,11 @@ impl Trace {
     }
 
     /// Adds a line for each answer.
-    pub(crate) fn add(&self, plan: &PartitionPlan, answers: &[Answered]) {
+    pub(crate) fn add<'a>(
+        &self,
+        plan: &PartitionPlan,
+        answers: impl IntoIterator<Item = &'a Answered>,
+    ) {
         for answered in answers {
             let jobs = answered.jobs.iter().map(|job| {
                 let role = if job.stage.role == ModelRole::Target { 't' } else { 'd' };

@@ -16,8 +16,8 @@ use crate::calibrate::{
 use crate::engine::EngineLimits;
 use crate::pair::Pair;
 
-/// Time for measuring units by themselves, where nobody says.
-pub(super) const SECONDS: u64 = 8;
+/// Time for all of a calibration, where nobody says.
+pub(super) const SECONDS: u64 = 24;
 
 /// Where the calibration is.
 #[derive(Args, Clone, Debug, Default)]
@@ -58,7 +58,8 @@ pub(super) struct CalibrateArguments {
     /// sentences of the shipped pair's kind.
     #[arg(long, value_name = "FILE.tsv")]
     prompts: Option<PathBuf>,
-    /// Time for measuring units by themselves, seconds; runs of the engine come on top.
+    /// Time for all of it, seconds: everything is visited again and again for as long. Large models, or many units, may take
+    /// longer.
     #[arg(long, value_name = "S", default_value_t = SECONDS)]
     seconds: u64,
     /// Write every job that is clocked to this file, one line of JSON an answer.

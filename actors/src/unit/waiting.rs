@@ -1,7 +1,9 @@
 //! How a unit's actor and its worker wait for each other: asleep, or awake for a moment where a core is to spare.
 //!
 //! A small model's job takes less than a millisecond, and waking a thread that sleeps takes a good part of that, twice a
-//! job. *Invariant:* nobody stays awake for longer than [`AWAKE_MAX`] without work, nor on a core that a unit computes with.
+//! job. Who waits awake lets others have the core: on a small machine the thread that waits for a text is on the same one, and
+//! would be kept from it for as long as the system lets a busy thread run. *Invariant:* nobody stays awake for longer than
+//! [`AWAKE_MAX`] without work, nor on a core that a unit computes with.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
@@ -91,6 +93,8 @@ impl Waiting {
                         Err(TryRecvError::Empty) => std::hint::spin_loop(),
                     }
                 }
+                // Whoever else wants this core has work to do.
+                std::thread::yield_now();
             }
         }
         queue.recv().ok()
@@ -157,7 +161,7 @@ impl Lookout {
         Some(report)
     }
 
-    /// A report that comes within a few hundred nanoseconds.
+    /// A report that comes within a few hundred nanoseconds; after that whoever else wants this core has it.
     pub(super) fn look(&mut self) -> Option<Report> {
         for _ in 0..LOOKS {
             if !self.queue.is_empty() {
@@ -165,6 +169,7 @@ impl Lookout {
             }
             std::hint::spin_loop();
         }
+        std::thread::yield_now();
         None
     }
 

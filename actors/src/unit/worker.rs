@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
-use outrider_devices::{Device, DeviceError, Executable, MemoryUse, Output, SequenceId};
+use outrider_devices::{Device, DeviceError, Executable, MemoryUse, Output, Pick, SequenceId};
 use outrider_plans::{StageId, UnitId};
 use tokio::sync::oneshot;
 
@@ -236,7 +236,7 @@ impl Desk {
                     Some(executable) => executable.run(&job.batch, input),
                     None => Err(not_installed(stage)),
                 };
-                let result = meter.time(stage, Work::of_batch(&job.batch), || guard(run));
+                let result = meter.time(stage, |_| Work::of_batch(&job.batch), || guard(run));
                 if let (Ok(Output::Activations(activations)), Some(next)) =
                     (&result, job.route.hops.get(job.hop + 1))
                 {
@@ -251,7 +251,10 @@ impl Desk {
                     Some(executable) => executable.draft(&job.batch),
                     None => Err(not_installed(stage)),
                 };
-                let result = meter.time(stage, Work::of_draft(&job.batch), || guard(draft));
+                let work = |drafted: &Result<Vec<Vec<Pick>>, _>| {
+                    Work::of_draft(&job.batch, drafted.as_deref().ok())
+                };
+                let result = meter.time(stage, work, || guard(draft));
                 let broken = result.as_ref().err().and_then(lost);
                 Done { report: Some(Report::Drafted(job, result)), broken }
             }

@@ -34,5 +34,7 @@ pub use profile::{
     AroundJobs, LinkProfile, MemoryDomain, PartsProfile, ProfileError, RoleProfile, TimeTable,
     UnitProfile,
 };
-pub use times::{Before, DraftShape, PassShape, Piece, PlanTimes, Purpose, StageTimes};
+pub use times::{
+    Before, DRAFT_ROWS_MAX, DraftShape, PassShape, Piece, PlanTimes, Purpose, StageTimes,
+};
 pub use workload::{Guess, SampleText, Workload};

@@ -103,10 +103,31 @@ impl TimeTable {
         Self { times_ns: times, ..self.clone() }
     }
 
+    /// Of tables with the same axes one whose times are the middle ones, point by point: the mean of those that are left
+    /// when a quarter at either end is put aside. `None` if there are none, or axes differ.
+    pub fn middle(tables: &[&Self]) -> Option<Self> {
+        let first = *tables.first()?;
+        let alike = |t: &&Self| t.rows == first.rows && t.contexts == first.contexts;
+        if !tables.iter().all(|table| alike(table)) {
+            return None;
+        }
+        let time = |i: usize| middle(tables.iter().map(|table| table.times_ns[i]).collect());
+        let times_ns = (0..first.times_ns.len()).map(time).collect();
+        Some(Self { times_ns, ..first.clone() })
+    }
+
     /// Largest number of rows that was measured.
     pub fn rows_max(&self) -> u32 {
         *self.rows.last().expect("a table has rows")
     }
+}
+
+/// The mean of some times without a quarter of them at either end.
+fn middle(mut times: Vec<u64>) -> u64 {
+    times.sort_unstable();
+    let aside = times.len() / 4;
+    let kept = &times[aside..times.len() - aside];
+    kept.iter().sum::<u64>() / kept.len().max(1) as u64
 }
 
 /// Linear between the points of an ascending axis, in integers, rounded down.
@@ -152,6 +173,31 @@ pub struct RoleProfile {
     pub scratch_bytes: u64,
 }
 
+impl RoleProfile {
+    /// Of profiles that were taken at different times the one in the middle, point by point; `None` of none, or of
+    /// different models.
+    pub fn middle(profiles: &[Self]) -> Option<Self> {
+        let first = profiles.first()?;
+        let table = |of: fn(&Self) -> &TimeTable| {
+            TimeTable::middle(&profiles.iter().map(of).collect::<Vec<_>>())
+        };
+        let parts: Option<Vec<&PartsProfile>> =
+            profiles.iter().map(|profile| profile.parts.as_ref()).collect();
+        let part = |of: fn(&PartsProfile) -> &TimeTable| {
+            TimeTable::middle(&parts.as_ref()?.iter().map(|p| of(p)).collect::<Vec<_>>())
+        };
+        let parts = part(|p| &p.base).zip(part(|p| &p.layer)).zip(part(|p| &p.head));
+        Some(Self {
+            layers: first.layers,
+            verify: table(|p| &p.verify)?,
+            fill: table(|p| &p.fill)?,
+            draft_step: table(|p| &p.draft_step)?,
+            parts: parts.map(|((base, layer), head)| PartsProfile { base, layer, head }),
+            scratch_bytes: profiles.iter().map(|p| p.scratch_bytes).max().unwrap_or(0),
+        })
+    }
+}
+
 /// Of a stage that is a part of a model.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PartsProfile {
@@ -184,16 +230,47 @@ pub struct AroundJobs {
     pub target_hop_ns: u64,
     /// The same after a draft job.
     pub draft_hop_ns: u64,
-    /// How much longer a job of the target takes than in the loop; negative if it takes less.
+    /// How much longer a pass of the target takes than in the loop; negative if it takes less.
     pub target_ns: i64,
-    /// The same of a draft job.
+    /// The same of each row of a pass after its first.
+    pub target_row_ns: i64,
+    /// How much longer a pass that reads a prompt takes, instead of the two before.
+    pub target_prompt_ns: i64,
+    /// How much longer a draft job takes than in the loop.
     pub draft_ns: i64,
+    /// The same of each of its steps after the first.
+    pub draft_step_ns: i64,
+    /// How much longer a draft job that reads a prompt takes, instead of `draft_ns` and `draft_after_target_ns`.
+    pub draft_prompt_ns: i64,
     /// Further time of a target job right after a draft job on the same unit: its weights have left the nearer caches.
     pub target_after_draft_ns: i64,
     /// Further time of a draft job right after one of the target on the same unit.
     pub draft_after_target_ns: i64,
     /// From a request's arrival to its first job, and from its last job to its end.
     pub request_ns: u64,
+}
+
+impl AroundJobs {
+    /// Times of the jobs of one model become `permille` thousandths of what they were; hops and requests stay.
+    pub fn scale(&mut self, role: ModelRole, permille: i64) {
+        let times = match role {
+            ModelRole::Target => [
+                &mut self.target_ns,
+                &mut self.target_row_ns,
+                &mut self.target_prompt_ns,
+                &mut self.target_after_draft_ns,
+            ],
+            ModelRole::Draft => [
+                &mut self.draft_ns,
+                &mut self.draft_step_ns,
+                &mut self.draft_prompt_ns,
+                &mut self.draft_after_target_ns,
+            ],
+        };
+        for time in times {
+            *time = *time * permille / 1000;
+        }
+    }
 }
 
 /// What was measured of the way from one unit to another.
@@ -243,6 +320,19 @@ mod tests {
         assert!(TimeTable::new(vec![1], vec![0, 1], vec![1]).is_err());
         let text = "rows = [2, 1]\ncontexts = [0]\ntimes_ns = [1, 2]\n";
         assert!(toml::from_str::<TimeTable>(text).is_err());
+    }
+
+    /// A visit while the machine was busy otherwise does not count; one alone does.
+    #[test]
+    fn of_some_tables_the_middle_is_taken() {
+        let table = |ns: u64| TimeTable::by_rows(&[(1, ns), (4, 2 * ns)]).unwrap();
+        let tables = [table(100), table(900), table(110), table(10)];
+        let of = |count: usize| TimeTable::middle(&tables[..count].iter().collect::<Vec<_>>());
+        assert_eq!(of(4), Some(table(105)));
+        assert_eq!(of(1), Some(table(100)));
+        assert_eq!(of(0), None);
+        let other = TimeTable::by_rows(&[(1, 1), (2, 2)]).unwrap();
+        assert_eq!(TimeTable::middle(&[&tables[0], &other]), None);
     }
 
     #[test]

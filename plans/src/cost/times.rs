@@ -75,6 +75,9 @@ pub struct PassShape {
     pub before: Before,
 }
 
+/// Rows of text that a draft reads before a job at most, for each sequence, unless it reads a prompt or what it has missed.
+pub const DRAFT_ROWS_MAX: u32 = 2;
+
 /// What ran before a job on its unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Before {
@@ -153,10 +156,11 @@ impl PlanTimes {
 }
 
 impl StageTimes {
-    /// Time of a draft job's steps after the first, in a loop of nothing else.
+    /// Time of a draft job's steps after the first.
     pub fn further_steps_ns(&self, shape: &DraftShape) -> u64 {
         let step = |(i, sequences): (usize, &u32)| {
-            self.times.draft_step.at_ns(*sequences, shape.first.context + i as u32 + 1)
+            let alone = self.times.draft_step.at_ns(*sequences, shape.first.context + i as u32 + 1);
+            alone.saturating_add_signed(self.around.draft_step_ns)
         };
         shape.further.iter().enumerate().map(step).sum()
     }
@@ -175,17 +179,24 @@ impl StageTimes {
             add(Purpose::Transfer, link.transfer_ns(u64::from(shape.rows) * self.row_bytes));
         }
         let PassShape { rows, head_rows, context, before } = shape;
+        let around = &self.around;
         let (own, switching) = match (role, before) {
-            (ModelRole::Target, Before::Other) => {
-                (self.around.target_ns, self.around.target_after_draft_ns)
+            (ModelRole::Target, _) if head_rows <= 1 && rows > 1 => (around.target_prompt_ns, 0),
+            (ModelRole::Draft, _) if rows > DRAFT_ROWS_MAX * head_rows.max(1) => {
+                (around.draft_prompt_ns, 0)
             }
-            (ModelRole::Target, Before::Same) => (self.around.target_ns, 0),
-            (ModelRole::Draft, Before::Other) => {
-                (self.around.draft_ns, self.around.draft_after_target_ns)
-            }
-            (ModelRole::Draft, Before::Same) => (self.around.draft_ns, 0),
+            (ModelRole::Target, Before::Other) => (around.target_ns, around.target_after_draft_ns),
+            (ModelRole::Target, Before::Same) => (around.target_ns, 0),
+            (ModelRole::Draft, Before::Other) => (around.draft_ns, around.draft_after_target_ns),
+            (ModelRole::Draft, Before::Same) => (around.draft_ns, 0),
         };
-        let whole = self.compute_ns(rows, head_rows, context).saturating_add_signed(own);
+        let row_ns = if role == ModelRole::Target { around.target_row_ns } else { 0 };
+        let rows_ns = i64::from(head_rows.saturating_sub(1)) * row_ns;
+        // What was measured around jobs of the whole model; a job that is quicker after the other model's is so by itself.
+        let part = |ns: i64| ns * self.stage.layers() as i64 / i64::from(self.times.layers.max(1));
+        let (own, switching) = (part(own + switching.min(0)), part(switching.max(0)));
+        let whole =
+            self.compute_ns(rows, head_rows, context).saturating_add_signed(own + part(rows_ns));
         if head_rows <= 1 && rows > 16 {
             add(Purpose::Prompt(role), whole);
         } else {
@@ -193,7 +204,7 @@ impl StageTimes {
             add(Purpose::Row(role), one);
             add(Purpose::FurtherRows(role), whole - one);
         }
-        add(Purpose::Switching(role), switching.max(0) as u64);
+        add(Purpose::Switching(role), switching as u64);
         pieces
     }
 

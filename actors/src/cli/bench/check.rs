@@ -2,30 +2,41 @@
 //!
 //! The plans take turns, each with an engine of its own for the time of its turn, warmed up first: a GPU that idles until its next
 //! turn would have lowered its clock. A plan's speed is that of all prompts, each with the median of its times over
-//! the runs, so that a stall counts no more than any other time. *Invariant:* nothing that is measured here flows back
-//! into the forecasts.
+//! the runs, so that a stall counts no more than any other time.
+//!
+//! An error has three parts: the machine is not as fast as while it was calibrated, these texts are easier or harder to draft
+//! than those, and the model is wrong. References, plans that calibration runs too, take turns with the others and tell the
+//! first part, as jobs tell it to a running service's planner; the draft's reading of the finished texts tells the second.
+//! *Invariant:* the raw error is of forecasts that were made before anything was measured, and no time of a plan that is
+//! checked flows into any forecast.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
+use outrider_pipeline::Speculation;
 use outrider_plans::search::Composition;
 use outrider_plans::{
-    AdapterKind, DraftTokens, Forecast, Mode, PartitionPlan, PlanContext, UnitClass, UnitSpec,
+    AdapterKind, DraftTokens, Forecast, Mode, ModelRole, PartitionPlan, PlanContext, UnitClass,
+    UnitSpec, Workload,
 };
 use serde::Serialize;
 
 use super::report::{Measured, median};
 use super::{BenchArguments, prompts};
-use crate::calibrate::{Answered, Probe};
+use crate::calibrate::{Answered, Probe, guessed};
 use crate::cli::select::named_plan;
 use crate::cli::{CliError, calibrate, print_json};
 use crate::foresight::Foresight;
+use crate::planner::Planner;
 use outrider_plans::Objective;
 
 /// Prompts of the kind that calibration reads, none of which it does.
 const UNSEEN: &str = include_str!("unseen.tsv");
 /// Prompts that warm an engine up before its turn.
 const WARM_UP: usize = 4;
+/// Drafted tokens of the references, as many as calibration drafts.
+const REFERENCE_DEPTH: u32 = 4;
 
 /// One plan's figures.
 #[derive(Clone, Debug, Serialize)]
@@ -38,6 +49,10 @@ struct Row {
     spread: f64,
     /// Foreseen over measured, less 1.
     error: f64,
+    /// The same of what is foreseen for a machine as fast as the references found it.
+    corrected_error: f64,
+    /// The same for these very texts on that machine: what the model itself is wrong by.
+    model_error: f64,
     /// The same of the speeds over the plain plan on all cores.
     relative_error: f64,
     foreseen_acceptance: f64,
@@ -50,6 +65,12 @@ struct Check {
     rows: Vec<Row>,
     median_error: f64,
     largest_error: f64,
+    median_corrected_error: f64,
+    largest_corrected_error: f64,
+    median_model_error: f64,
+    largest_model_error: f64,
+    /// Measured over calibrated time of jobs, by class of units and model, in thousandths.
+    drift_permille: Vec<(String, u32)>,
     median_relative_error: f64,
     largest_relative_error: f64,
     chosen: String,
@@ -63,6 +84,12 @@ struct Contest {
     runs: Vec<Measured>,
     /// Time of each prompt in each run.
     laps: Vec<Vec<Duration>>,
+}
+
+/// Forecasts of one plan, in tokens per second: made before, corrected, and of these very texts.
+struct Foreseen {
+    corrected: f64,
+    on_these_texts: f64,
 }
 
 impl Contest {
@@ -123,41 +150,146 @@ pub(super) async fn run(arguments: &BenchArguments) -> Result<(), CliError> {
     let chosen = enter(best.plan)?;
     let prompts = prompts(arguments, UNSEEN)?;
     let trace = calibrate::trace(arguments.trace.as_ref())?;
+    let references = references(&contests, &foresight)?;
+    let mut planner = Planner::new(foresight.clone(), contests[0].plan.clone());
+    let mut texts = Vec::new();
     for run in 1..=arguments.runs {
-        for (index, contest) in contests.iter_mut().enumerate() {
-            tracing::info!(run, plan = contest.plan.name, "measuring plan {index}");
-            let probe = match Probe::start(&pair, &contest.plan, (limits, &context)).await {
+        for index in turns(contests.len(), references.len(), run) {
+            let plan = match index {
+                Turn::Of(index) => &contests[index].plan,
+                Turn::Reference(index, _) => &references[index],
+            };
+            tracing::info!(run, plan = plan.name, "measuring");
+            let probe = match Probe::start(&pair, plan, (limits, &context)).await {
                 Ok(probe) => probe,
                 Err(error) => {
-                    eprintln!("run {run}: {} does not start: {error}", contest.plan.name);
+                    eprintln!("run {run}: {} does not start: {error}", plan.name);
                     continue;
                 }
             };
-            let answers = turn(arguments, &probe, &prompts).await?;
+            let prompts = match index {
+                Turn::Of(_) => &prompts[..],
+                Turn::Reference(_, part) => part_of(&prompts, part),
+            };
+            let answers = turn(arguments, &probe, prompts).await?;
             probe.stop();
             if let Some(trace) = &trace {
-                trace.add(&contest.plan, &answers);
+                trace.add(plan, &answers);
             }
-            contest.runs.push(Measured::of(&answers));
-            contest.laps.push(answers.iter().map(|answer| answer.lasted).collect());
+            match index {
+                Turn::Of(index) => {
+                    let contest = &mut contests[index];
+                    contest.runs.push(Measured::of(&answers));
+                    contest.laps.push(answers.iter().map(|answer| answer.lasted).collect());
+                    if texts.is_empty() && index == 0 {
+                        texts = answers;
+                    }
+                }
+                Turn::Reference(..) => {
+                    planner.runs(plan.clone());
+                    answers.iter().flat_map(|a| &a.jobs).for_each(|job| planner.note(job));
+                }
+            }
         }
         if contests[0].runs.is_empty() {
             return Err("the plain plan on all cores does not start".into());
         }
-        let so_far = Check::of(&contests, chosen);
-        eprintln!(
-            "run {run} of {}: median error {:.1} %, largest {:.1} %",
-            arguments.runs,
-            100.0 * so_far.median_error,
-            100.0 * so_far.largest_error
-        );
+        eprintln!("run {run} of {}: {}", arguments.runs, Check::in_short(&contests));
     }
-    let check = Check::of(&contests, chosen);
+    let drift = drift(&planner, &foresight);
+    let corrected = planner.settle();
+    let all = UnitSpec::Cpu { cores: context.machine.big_cores() };
+    let texts = guessed(&pair, &all, limits.slots(&pair), texts)?;
+    let these = Foresight::of_pair(
+        &pair,
+        limits,
+        (corrected.model.clone(), context.clone()),
+        Workload::single(texts),
+    );
+    let mut foreseen = Vec::with_capacity(contests.len());
+    for contest in &contests {
+        foreseen.push(Foreseen {
+            corrected: rate(&corrected.forecast(&contest.plan)?),
+            on_these_texts: rate(&these.forecast(&contest.plan)?),
+        });
+    }
+    let check = Check::of((&contests, &foreseen), chosen, drift);
     if arguments.json {
         return print_json(&check);
     }
     print!("{check}");
     Ok(())
+}
+
+/// Whose turn it is.
+#[derive(Clone, Copy)]
+enum Turn {
+    Of(usize),
+    /// With one part of the prompts.
+    Reference(usize, usize),
+}
+
+/// Parts of the prompts, one for each time that the references have their turn in a run.
+const PARTS: usize = 3;
+
+fn part_of(prompts: &[String], part: usize) -> &[String] {
+    let len = prompts.len();
+    let parts = PARTS.min(len);
+    let part = part % parts;
+    &prompts[len * part / parts..len * (part + 1) / parts]
+}
+
+/// The turns of a run: every plan once, all references three times between, each time with another part
+/// of the prompts, and each run begins with another plan.
+fn turns(plans: usize, references: usize, run: usize) -> Vec<Turn> {
+    let every = plans.div_ceil(PARTS).max(1);
+    let mut turns = Vec::new();
+    for turn in 0..plans {
+        if turn % every == 0 {
+            turns.extend((0..references).map(|index| Turn::Reference(index, turn / every)));
+        }
+        turns.push(Turn::Of((turn + run - 1) % plans));
+    }
+    turns
+}
+
+/// Plans that calibration runs too, one for each class of units that the plans use.
+fn references(contests: &[Contest], foresight: &Foresight) -> Result<Vec<PartitionPlan>, CliError> {
+    let context = &foresight.context;
+    let mut found: BTreeMap<UnitClass, UnitSpec> = BTreeMap::new();
+    for spec in contests.iter().flat_map(|contest| contest.plan.units.values()) {
+        let class = UnitClass::of(spec, &context.machine);
+        if foresight.model.units.contains_key(&class) {
+            found.entry(class).or_insert_with(|| spec.clone());
+        }
+    }
+    let layers = context.target.layers();
+    let reference = |spec: UnitSpec| {
+        let plain = Composition::plain(spec, layers);
+        let composition = match context.draft {
+            Some(_) => {
+                let draft_tokens = DraftTokens::Fixed(REFERENCE_DEPTH);
+                Composition { mode: Mode::Sequential { draft_tokens }, draft: Some(0), ..plain }
+            }
+            None => plain,
+        };
+        Ok(composition.plan("reference", context)?)
+    };
+    found.into_values().map(reference).collect()
+}
+
+/// What the references say of each class of units and model.
+fn drift(planner: &Planner, foresight: &Foresight) -> Vec<(String, u32)> {
+    let roles = [ModelRole::Target, ModelRole::Draft];
+    let of = |class| roles.into_iter().map(move |role| (class, role));
+    let found = |(class, role): (&UnitClass, ModelRole)| {
+        Some((format!("{role} on {class}"), planner.found_permille(class, role)?))
+    };
+    foresight.model.units.keys().flat_map(of).filter_map(found).collect()
+}
+
+fn rate(forecast: &Forecast) -> f64 {
+    forecast.microtokens_per_second as f64 / 1e6
 }
 
 /// One plan's turn: all prompts, one after the other.
@@ -167,11 +299,11 @@ async fn turn(
     prompts: &[String],
 ) -> Result<Vec<Answered>, CliError> {
     for prompt in prompts.iter().rev().take(WARM_UP) {
-        probe.answer(prompt, arguments.max_tokens).await?;
+        probe.answer(prompt, arguments.max_tokens, Speculation::Plan).await?;
     }
     let mut answers = Vec::with_capacity(prompts.len());
     for prompt in prompts {
-        answers.push(probe.answer(prompt, arguments.max_tokens).await?);
+        answers.push(probe.answer(prompt, arguments.max_tokens, Speculation::Plan).await?);
     }
     Ok(answers)
 }
@@ -244,42 +376,68 @@ fn plans(context: &PlanContext) -> Vec<Composition> {
     plans
 }
 
+/// The middle and the largest of some errors.
+fn middle_and_largest(errors: impl Iterator<Item = f64>) -> (f64, f64) {
+    let errors: Vec<f64> = errors.map(f64::abs).collect();
+    let largest = errors.iter().copied().fold(0.0, f64::max);
+    (median(errors.into_iter()), largest)
+}
+
 impl Check {
+    /// How far the forecasts were off until now.
+    fn in_short(contests: &[Contest]) -> String {
+        let measured = contests.iter().skip(1).filter(|contest| !contest.runs.is_empty());
+        let (median, largest) = middle_and_largest(
+            measured.map(|contest| rate(&contest.forecast) / contest.speed() - 1.0),
+        );
+        format!("median error {:.1} %, largest {:.1} %", 100.0 * median, 100.0 * largest)
+    }
+
     /// Of the plans that could be measured. The plain one on all cores always can, or nothing could be compared.
-    fn of(contests: &[Contest], chosen: usize) -> Self {
+    fn of(
+        (contests, foreseen): (&[Contest], &[Foreseen]),
+        chosen: usize,
+        drift_permille: Vec<(String, u32)>,
+    ) -> Self {
         let chosen = contests[chosen].plan.name.as_str();
-        let contests: Vec<&Contest> = contests.iter().filter(|c| !c.runs.is_empty()).collect();
-        let plain = contests[0];
-        let foreseen = |contest: &Contest| contest.forecast.microtokens_per_second as f64 / 1e6;
-        let row = |contest: &&Contest| {
+        let measured = contests.iter().zip(foreseen).filter(|(c, _)| !c.runs.is_empty());
+        let measured: Vec<(&Contest, &Foreseen)> = measured.collect();
+        let plain = measured[0].0;
+        let row = |(contest, foreseen): &(&Contest, &Foreseen)| {
             let measured = contest.speed();
             let over = measured / plain.speed();
-            let foreseen_over = foreseen(contest) / foreseen(plain);
+            let raw = rate(&contest.forecast);
+            let foreseen_over = raw / rate(&plain.forecast);
             Row {
                 plan: contest.plan.name.clone(),
                 id: contest.plan.fingerprint().to_string(),
-                foreseen: foreseen(contest),
+                foreseen: raw,
                 measured,
-                error: foreseen(contest) / measured - 1.0,
+                error: raw / measured - 1.0,
+                corrected_error: foreseen.corrected / measured - 1.0,
+                model_error: foreseen.on_these_texts / measured - 1.0,
                 spread: contest.spread(),
                 relative_error: foreseen_over / over - 1.0,
                 foreseen_acceptance: f64::from(contest.forecast.acceptance_permille) / 1000.0,
                 measured_acceptance: contest.runs[0].acceptance(),
             }
         };
-        let rows: Vec<Row> = contests.iter().map(row).collect();
+        let rows: Vec<Row> = measured.iter().map(row).collect();
         // The plain plan on all cores is what calibration was taken on.
-        let errors = |of: fn(&Row) -> f64| {
-            let errors: Vec<f64> = rows.iter().skip(1).map(|row| of(row).abs()).collect();
-            let largest = errors.iter().copied().fold(0.0, f64::max);
-            (median(errors.into_iter()), largest)
-        };
+        let errors = |of: fn(&Row) -> f64| middle_and_largest(rows.iter().skip(1).map(of));
         let (median_error, largest_error) = errors(|row| row.error);
+        let (median_corrected_error, largest_corrected_error) = errors(|row| row.corrected_error);
+        let (median_model_error, largest_model_error) = errors(|row| row.model_error);
         let (median_relative_error, largest_relative_error) = errors(|row| row.relative_error);
         let best = rows.iter().map(|row| row.measured).fold(0.0, f64::max);
         Self {
             median_error,
             largest_error,
+            median_corrected_error,
+            largest_corrected_error,
+            median_model_error,
+            largest_model_error,
+            drift_permille,
             median_relative_error,
             largest_relative_error,
             chosen: chosen.to_owned(),
@@ -296,12 +454,14 @@ impl fmt::Display for Check {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "{:<36} {:>10} {:>10} {:>8} {:>8} {:>9} {:>11} {:>11}",
+            "{:<32} {:>9} {:>9} {:>7} {:>8} {:>9} {:>8} {:>9} {:>10} {:>10}",
             "plan",
             "foreseen",
             "measured",
             "spread",
             "error",
+            "corrected",
+            "model",
             "relative",
             "acceptance",
             "(measured)"
@@ -311,29 +471,49 @@ impl fmt::Display for Check {
                 row.measured_acceptance.map_or_else(|| "-".into(), |a| format!("{a:.3}"));
             writeln!(
                 f,
-                "{:<36} {:>10.1} {:>10.1} {:>7.1}% {:>7.1}% {:>8.1}% {:>11.3} {:>11}",
+                "{:<32} {:>9.1} {:>9.1} {:>6.1}% {:>7.1}% {:>8.1}% {:>7.1}% {:>8.1}% {:>10.3} {:>10}",
                 row.plan,
                 row.foreseen,
                 row.measured,
                 100.0 * row.spread,
                 100.0 * row.error,
+                100.0 * row.corrected_error,
+                100.0 * row.model_error,
                 100.0 * row.relative_error,
                 row.foreseen_acceptance,
                 acceptance
             )?;
         }
-        writeln!(
-            f,
-            "error of speed over {} plans that were not calibrated on: median {:.1} %, largest {:.1} %",
-            self.rows.len() - 1,
-            100.0 * self.median_error,
-            100.0 * self.largest_error
+        let plans = self.rows.len() - 1;
+        let mut line = |what: &str, median: f64, largest: f64| {
+            writeln!(f, "{what}: median {:.1} %, largest {:.1} %", 100.0 * median, 100.0 * largest)
+        };
+        line(
+            &format!("error of speed over {plans} plans that were not calibrated on"),
+            self.median_error,
+            self.largest_error,
         )?;
+        line(
+            "corrected for what the machine takes now, by the references",
+            self.median_corrected_error,
+            self.largest_corrected_error,
+        )?;
+        line(
+            "and for how often the draft is right on these texts: the model",
+            self.median_model_error,
+            self.largest_model_error,
+        )?;
+        line(
+            "relative to plain on all cores",
+            self.median_relative_error,
+            self.largest_relative_error,
+        )?;
+        let drift = self.drift_permille.iter();
+        let drift = drift.map(|(of, permille)| format!("{of} {:.3}", f64::from(*permille) / 1e3));
         writeln!(
             f,
-            "relative to plain on all cores: median {:.1} %, largest {:.1} %",
-            100.0 * self.median_relative_error,
-            100.0 * self.largest_relative_error
+            "time of the references' jobs over that at calibration: {}",
+            drift.collect::<Vec<_>>().join(", ")
         )?;
         writeln!(
             f,
@@ -341,5 +521,26 @@ impl fmt::Display for Check {
             self.chosen,
             100.0 * self.chosen_over_best
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Turn, turns};
+
+    /// No plan always comes first, and references are spread over the run.
+    #[test]
+    fn every_plan_has_one_turn_a_run_and_references_come_between() {
+        for run in 1..6 {
+            let turns = turns(9, 2, run);
+            let mut plans: Vec<usize> = turns
+                .iter()
+                .filter_map(|turn| if let Turn::Of(plan) = turn { Some(*plan) } else { None })
+                .collect();
+            assert_eq!(plans[0], run - 1);
+            plans.sort_unstable();
+            assert_eq!(plans, (0..9).collect::<Vec<_>>());
+            assert_eq!(turns.len(), 9 + 3 * 2);
+        }
     }
 }

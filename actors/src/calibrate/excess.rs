@@ -1,0 +1,157 @@
+//! How much longer jobs take in the running engine than in a loop, job by job.
+//!
+//! Jobs of one kind and one size are compared with what the loop says of exactly such a job; the sizes then lie on a line: what a
+//! job takes more, whatever its size, and what each further row or step takes more. *Invariant:* a size counts by the number
+//! of its jobs, and by those of them that were neither the slowest nor the quickest.
+
+use std::collections::BTreeMap;
+
+use outrider_plans::ModelRole;
+use outrider_plans::cost::{Before, DRAFT_ROWS_MAX, DraftShape, PassShape, PlanTimes, Purpose};
+
+use super::rounds::Answered;
+use crate::meter::{StageTiming, Work};
+
+/// Of the jobs of one size, one in so many is put aside at either end.
+const ASIDE: usize = 20;
+/// Jobs of a size before which a line is not drawn through it.
+const JOBS_MIN: usize = 4;
+
+/// What a job was for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Kind {
+    /// A pass of the target that decodes; its size is the number of its rows.
+    Pass,
+    /// One that reads a prompt.
+    Prompt,
+    /// A draft job; its size is the number of its steps.
+    Draft,
+    /// A draft job that reads a prompt first.
+    DraftPrompt,
+}
+
+/// A line through the sizes of one kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Line {
+    /// At the smallest size, 1.
+    pub(super) one_ns: i64,
+    /// For each size more.
+    pub(super) each_ns: i64,
+}
+
+/// What jobs took more than in a loop.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Excess {
+    sizes: BTreeMap<(Kind, u32), Vec<i64>>,
+}
+
+impl Excess {
+    /// Of all jobs of some answers that ran under a plan with these times.
+    pub(super) fn of<'a>(answers: impl Iterator<Item = &'a Answered>, times: &PlanTimes) -> Self {
+        let mut found = Self::default();
+        answers.flat_map(|answered| &answered.jobs).for_each(|job| found.add(job, times));
+        found
+    }
+
+    fn add(&mut self, job: &StageTiming, times: &PlanTimes) {
+        let role = job.stage.role;
+        let chain = if role == ModelRole::Target { &times.target } else { &times.draft };
+        let Some(stage) = chain.iter().find(|stage| stage.stage == job.stage) else { return };
+        let Work { rows, head_rows, steps, context } = job.work;
+        let first = PassShape { rows, head_rows, context, before: Before::Same };
+        let further = vec![1; steps.saturating_sub(1) as usize];
+        let pass = stage.pass(first).into_iter();
+        let pass = pass.filter(|piece| piece.purpose != Purpose::Transfer).map(|piece| piece.ns);
+        let alone = pass.sum::<u64>() + stage.further_steps_ns(&DraftShape { first, further });
+        let size = match role {
+            ModelRole::Target if head_rows <= 1 && rows > 1 => (Kind::Prompt, 1),
+            ModelRole::Target => (Kind::Pass, rows),
+            ModelRole::Draft if rows > DRAFT_ROWS_MAX => (Kind::DraftPrompt, steps),
+            ModelRole::Draft => (Kind::Draft, steps),
+        };
+        let took_ns = job.at_ns.end - job.at_ns.start;
+        self.sizes.entry(size).or_default().push(took_ns as i64 - alone as i64);
+    }
+
+    /// The line through the sizes of a kind, each with its middle and by the number of its jobs.
+    pub(super) fn line(&self, kind: Kind) -> Line {
+        let of_kind = || self.sizes.iter().filter(|((of, _), _)| *of == kind);
+        let enough = of_kind().any(|(_, jobs)| jobs.len() >= JOBS_MIN);
+        let points: Vec<(f64, f64, f64)> = of_kind()
+            .filter(|(_, jobs)| !enough || jobs.len() >= JOBS_MIN)
+            .map(|((_, size), jobs)| (f64::from(*size), middle(jobs), jobs.len() as f64))
+            .collect();
+        let weight: f64 = points.iter().map(|(.., weight)| weight).sum();
+        if weight == 0.0 {
+            return Line::default();
+        }
+        let mean = |of: fn(&(f64, f64, f64)) -> f64| {
+            points.iter().map(|point| of(point) * point.2).sum::<f64>() / weight
+        };
+        let (size, ns) = (mean(|p| p.0), mean(|p| p.1));
+        let sum = |of: &dyn Fn(f64, f64) -> f64| {
+            points.iter().map(|p| of(p.0 - size, p.1 - ns) * p.2).sum::<f64>()
+        };
+        let spread = sum(&|dx, _| dx * dx);
+        let each = if spread > 0.0 { sum(&|dx, dy| dx * dy) / spread } else { 0.0 };
+        Line { one_ns: (ns - each * (size - 1.0)) as i64, each_ns: each as i64 }
+    }
+
+    /// What jobs of a kind took more, whatever their size.
+    pub(super) fn mean_ns(&self, kind: Kind) -> i64 {
+        let jobs: Vec<i64> = self
+            .sizes
+            .iter()
+            .filter(|((of, _), _)| *of == kind)
+            .flat_map(|(_, jobs)| jobs)
+            .copied()
+            .collect();
+        if jobs.is_empty() { 0 } else { middle(&jobs) as i64 }
+    }
+}
+
+/// The mean without those at either end.
+fn middle(jobs: &[i64]) -> f64 {
+    let mut jobs = jobs.to_vec();
+    jobs.sort_unstable();
+    let aside = jobs.len() / ASIDE;
+    let kept = &jobs[aside..jobs.len() - aside];
+    kept.iter().sum::<i64>() as f64 / kept.len().max(1) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Excess, Kind, Line};
+
+    fn excess(sizes: &[(u32, i64, usize)]) -> Excess {
+        let mut excess = Excess::default();
+        for &(size, ns, jobs) in sizes {
+            excess.sizes.insert((Kind::Pass, size), vec![ns; jobs]);
+        }
+        excess
+    }
+
+    #[test]
+    fn sizes_lie_on_a_line_by_the_number_of_their_jobs() {
+        let line = excess(&[(1, 100, 10), (3, 140, 10), (9, 260, 10)]).line(Kind::Pass);
+        assert_eq!(line, Line { one_ns: 100, each_ns: 20 });
+        // One that was seen twice bends nothing.
+        let bent = excess(&[(1, 100, 10), (3, 140, 10), (9, 260, 10), (16, 9000, 2)]);
+        assert_eq!(bent.line(Kind::Pass), line);
+    }
+
+    #[test]
+    fn a_single_size_has_no_slope_and_none_nothing() {
+        assert_eq!(excess(&[(5, -70, 9)]).line(Kind::Pass), Line { one_ns: -70, each_ns: 0 });
+        assert_eq!(excess(&[(5, -70, 3)]).line(Kind::Pass), Line { one_ns: -70, each_ns: 0 });
+        assert_eq!(Excess::default().line(Kind::Draft), Line::default());
+        assert_eq!(Excess::default().mean_ns(Kind::Draft), 0);
+    }
+
+    #[test]
+    fn what_stalls_now_and_then_is_put_aside() {
+        let mut excess = excess(&[(1, 100, 39)]);
+        excess.sizes.get_mut(&(Kind::Pass, 1)).unwrap().push(1_000_000);
+        assert_eq!(excess.mean_ns(Kind::Pass), 100);
+    }
+}
