@@ -94,7 +94,7 @@ impl Excess {
         };
         let spread = sum(&|dx, _| dx * dx);
         let each = if spread > 0.0 { sum(&|dx, dy| dx * dy) / spread } else { 0.0 };
-        Line { one_ns: (ns - each * (size - 1.0)) as i64, each_ns: each as i64 }
+        Line { one_ns: (ns - each * (size - 1.0)).round() as i64, each_ns: each.round() as i64 }
     }
 
     /// What jobs of a kind took more, whatever their size.
