@@ -87,6 +87,13 @@ pub struct MemoryUse {
     pub scratch: u64,
 }
 
+impl MemoryUse {
+    /// All of it.
+    pub fn total(&self) -> u64 {
+        self.weights + self.caches + self.scratch
+    }
+}
+
 /// Why a device could not do what it was asked.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum DeviceError {

@@ -25,6 +25,12 @@ pub fn free_lists() {
     }
 }
 
+/// The same on a thread of its own, for whoever must not wait.
+pub fn free_lists_aside() {
+    // Where no thread can be had, memory stays with the allocator until the next call.
+    let _ = std::thread::Builder::new().name("reclaim".into()).spawn(free_lists);
+}
+
 #[cfg(target_os = "linux")]
 mod linux {
     use std::ops::Range;

@@ -11,7 +11,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
-use outrider_devices::{Device, DeviceError, Executable, MemoryUse, Output, Pick, SequenceId};
+use outrider_devices::{
+    Device, DeviceError, Executable, MemoryUse, Output, Pick, SequenceId, reclaim,
+};
 use outrider_plans::{StageId, UnitId};
 use tokio::sync::oneshot;
 
@@ -23,6 +25,8 @@ use crate::meter::{UnitMeter, Work};
 /// Most jobs that wait for one worker. The scheduler has one target, one draft and one warming round in flight; releases
 /// of every sequence may come on top.
 const JOBS_MAX: usize = 1024;
+/// A stage that was freed from this size on, in bytes, is worth looking through the allocator for what it left.
+const RECLAIMED_MIN: u64 = 1 << 20;
 
 /// How many turns the other tasks have before a unit's job is reported; `None` is for ever.
 type Turns = dyn Fn(&UnitId) -> Option<u32> + Send + Sync;
@@ -97,6 +101,8 @@ impl Worker {
                     if let Err(reason) = desk().work(&factory, (jobs, &inbox), report) {
                         reports.send(Report::Ended { reason, left: inbox });
                     }
+                    // What the device held lies in this thread's part of the allocator, where no other thread looks.
+                    reclaim::free_lists();
                 };
                 let name = format!("unit-{unit}");
                 // A thread that cannot be started drops `inbox`, so that every job is refused.
@@ -222,7 +228,12 @@ impl Desk {
             Job::Evict(install, reply) => {
                 // Freeing may go wrong, too: then the device is lost like in any other job.
                 let freed = guard(|| {
-                    stages.remove(&install);
+                    let stage = stages.remove(&install);
+                    let bytes = stage.as_ref().map_or(0, |stage| stage.memory().total());
+                    drop(stage);
+                    if bytes >= RECLAIMED_MIN {
+                        reclaim::free_lists_aside();
+                    }
                     Ok(())
                 });
                 let broken = freed.as_ref().err().and_then(lost);

@@ -117,7 +117,7 @@ impl Stage {
                 + sizes.bounds.bytes()
                 + (sizes.bounds.capacity * logits_stride * 4) as u64,
         };
-        let total = memory.weights + memory.caches + memory.scratch;
+        let total = memory.total();
         let reservation = context.reserve(total, &subgraph.name)?;
         let mut builder = Builder {
             context,

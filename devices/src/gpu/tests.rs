@@ -376,7 +376,7 @@ fn what_does_not_fit_is_out_of_memory_and_leaves_the_device_usable() {
     let refused = device.prepare(&tiny, LIMITS).err().unwrap();
     assert!(matches!(refused, DeviceError::OutOfMemory { .. }), "{refused}");
     let needed = device.prepare(&tiny, LIMITS).unwrap().memory();
-    let needed = needed.weights + needed.caches + needed.scratch;
+    let needed = needed.total();
 
     let options = GpuOptions { memory_budget_bytes: Some(needed * 3 / 2), ..GpuOptions::default() };
     let mut device = open(options).unwrap();
