@@ -62,7 +62,7 @@ fn checked<const R: usize>(
 /// rows compute meanwhile, slowly enough for those to lose the stream among the rows' own: every line is asked for, early.
 #[inline(always)]
 pub(super) fn fetch_ahead<const LINES: usize, const R: usize>(stream: *const u8) {
-    let (ahead, step) = if R == 1 { (AHEAD, 2) } else { (FAR_AHEAD, 1) };
+    let (ahead, step) = if R == 1 { (AHEAD, 4) } else { (FAR_AHEAD, 1) };
     for line in (0..LINES).step_by(step) {
         let place = stream.wrapping_add(ahead + line * 64);
         // SAFETY: a hint, which reads nothing and is ignored where nothing is mapped.
