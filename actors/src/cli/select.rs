@@ -178,14 +178,15 @@ impl Selection {
         Ok(Engine::start(self.options()?).await?)
     }
 
-    /// The same for a service, with units of one's own, and every job told to `timings`.
+    /// The same for a service, with units of one's own, every job told to `timings`, and drafts of a fixed depth guarded or not.
     pub(super) async fn office(
         &self,
         factories: OwnUnits,
-        timings: TimingTap,
+        (timings, guarding): (TimingTap, Guarding),
     ) -> Result<Office, CliError> {
         let timings = Some(timings);
-        Ok(Office::open(EngineOptions { factories, timings, ..self.options()? }).await?)
+        let options = EngineOptions { factories, timings, guarding, ..self.options()? };
+        Ok(Office::open(options).await?)
     }
 
     fn options(&self) -> Result<EngineOptions, CliError> {

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use actix_web::dev::ServerHandle;
 use clap::{ArgAction, Args};
+use outrider_pipeline::Guarding;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{info, warn};
 
@@ -76,6 +77,11 @@ pub(super) struct ServeArguments {
     /// where a calibration holds.
     #[arg(long, value_name = "POLICY", env = "OUTRIDER_PLANNER", default_value_t)]
     planner: Policy,
+    /// Switch drafts off while they bring less than the target alone would, also with a fixed depth; without it a fixed depth is
+    /// drafted whatever it costs.
+    #[arg(long, env = "OUTRIDER_GUARD", num_args = 0..=1, default_missing_value = "true")]
+    #[arg(default_value_t = true, action = ArgAction::Set, value_name = "YES")]
+    guard: bool,
     /// Calibrate anew before requests are taken where the kept calibration is stale: after an update of the program, the driver
     /// or a model. Takes half a minute.
     #[arg(long, env = "OUTRIDER_RECALIBRATE", num_args = 0..=1, default_missing_value = "true")]
@@ -202,7 +208,8 @@ pub(super) fn run(arguments: ServeArguments, units: OwnUnits) -> Result<(), CliE
         }
         let (tap, timings) = crossbeam_channel::bounded(planner::TIMINGS_MAX);
         let foresight = arguments.selection.foresight();
-        let office = arguments.selection.office(units, tap).await?;
+        let guarding = if arguments.guard { Guarding::On } else { Guarding::Off };
+        let office = arguments.selection.office(units, (tap, guarding)).await?;
         let office = office.with_foresight(foresight.clone());
         let engine = office.engine();
         if let Some(foresight) = foresight {

@@ -19,7 +19,16 @@ pub(super) const TABLES: &[(&str, &[&str])] = &[
     ("models", &["target", "draft", "draft_weights"]),
     (
         "decoding",
-        &["plan", "watch", "planner", "calibration", "recalibrate", "mode", "draft_tokens"],
+        &[
+            "plan",
+            "watch",
+            "planner",
+            "guard",
+            "calibration",
+            "recalibrate",
+            "mode",
+            "draft_tokens",
+        ],
     ),
     (
         "limits",

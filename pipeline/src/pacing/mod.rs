@@ -19,6 +19,7 @@
 
 mod calibration;
 mod guard;
+mod guards;
 mod times;
 mod worth;
 
@@ -27,7 +28,8 @@ pub use guard::GuardState;
 pub(crate) use worth::Tail;
 pub use worth::{Prospects, Reach};
 
-use guard::{Cycle, Guard};
+use guard::Cycle;
+use guards::Guards;
 use outrider_plans::CONFIDENCE_BINS;
 use outrider_plans::mode::DRAFT_TOKENS_MAX;
 use times::{DraftTimes, PassTimes, Recent};
@@ -103,7 +105,7 @@ struct Span {
 /// What can be seen of the pacer from outside.
 #[derive(Clone, Debug, Default)]
 pub struct PacingView {
-    /// Whether drafts are made.
+    /// Whether drafts are made in the company that was met last.
     pub guard: GuardState,
     /// Times that the guard switched drafting off.
     pub switched_off: u64,
@@ -113,7 +115,7 @@ pub struct PacingView {
     pub depths: [u64; DRAFT_TOKENS_MAX as usize + 1],
     /// Tokens judged, by bin of confidence.
     pub bins: [BinCounts; CONFIDENCE_BINS],
-    /// What drafts may lose before the guard switches them off, in tokens.
+    /// What drafts may lose there before the guard switches them off, in tokens.
     pub balance: f64,
     /// Tokens that came of cycles with drafts, and those that the target alone would have given in that time.
     pub brought: (f64, f64),
@@ -129,7 +131,7 @@ pub struct Pacer {
     quiet: PassTimes,
     busy: PassTimes,
     drafts: DraftTimes,
-    guard: Guard,
+    guards: Guards,
     target: Option<Under<TargetJob>>,
     draft: Option<Under<DraftJob>>,
     span: Span,
@@ -175,7 +177,7 @@ impl Pacer {
             quiet,
             busy: PassTimes::new(&[]),
             drafts: DraftTimes::new(known.draft_step_ns),
-            guard: Guard::default(),
+            guards: Guards::default(),
             target: None,
             draft: None,
             span: Span::default(),
@@ -281,10 +283,11 @@ impl Pacer {
             let reading = span.reading_ns.min(waited_ns * usual) / token_ns;
             self.brought.0 += f64::from(tokens);
             self.brought.1 += plain;
-            self.guard.drafted(Cycle { tokens, plain, reading });
+            self.guards.meet(job.company).drafted(Cycle { tokens, plain, reading });
         } else {
             self.calibration.fade(tokens);
-            self.guard.alone(tokens, self.drafts.missed(catch_up) / token_ns);
+            let catch_up = self.drafts.missed(catch_up) / token_ns;
+            self.guards.meet(job.company).alone(tokens, catch_up);
         }
     }
 
@@ -366,7 +369,7 @@ impl Pacer {
         let Some(pass_ns) = self.quiet.at(company.max(1)) else { return 0 };
         let token_ns = (pass_ns + self.turn_ns()) / f64::from(company.max(1));
         let row = self.drafts.missed(1) / token_ns;
-        let piece = self.guard.reading_ahead(row * f64::from(missed));
+        let piece = self.guards.of(company).reading_ahead(row * f64::from(missed));
         let now = self.probes == 0 && row > 0.0 && self.span.reading_ns == 0.0;
         if now { (piece / row) as u32 } else { 0 }
     }
@@ -377,14 +380,14 @@ impl Pacer {
         self.span.reading_ns * f64::from(company.max(1)) / pass_ns
     }
 
-    /// What the guard says.
-    pub(crate) fn guard(&self) -> GuardState {
-        self.guard.state()
+    /// What the guard of so many sequences says.
+    pub(crate) fn guard(&self, company: u32) -> GuardState {
+        self.guards.of(company).state()
     }
 
-    /// Whether anyone may draft now.
-    pub(crate) fn state(&self) -> GuardState {
-        if self.probes > 0 { GuardState::Off } else { self.guard.state() }
+    /// Whether any of so many sequences may draft now.
+    pub(crate) fn state(&self, company: u32) -> GuardState {
+        if self.probes > 0 { GuardState::Off } else { self.guard(company) }
     }
 
     /// What drafts are worth while `company` sequences are decoded in passes of at most `rows_max` rows.
@@ -403,12 +406,13 @@ impl Pacer {
             rhythm,
             calibration: &self.calibration,
         };
-        let trial = self.guard.state() == GuardState::Trial;
+        let guard = self.guards.of(company);
+        let trial = guard.state() == GuardState::Trial;
         let at_stake = AtStake {
             // As long as little is known of a draft, its own word for itself is not worth much.
             tokens_max: match self.calibration.judged() < Self::JUDGED_SURE {
-                true => self.guard.at_stake_max().min(Self::UNSURE),
-                false => self.guard.at_stake_max(),
+                true => guard.at_stake_max().min(Self::UNSURE),
+                false => guard.at_stake_max(),
             },
             // A try is made by one sequence, so that it costs little; and so is the first draft of all.
             drafters_max: if trial || rates.draft.is_none() { 1 } else { company.max(1) },
@@ -417,9 +421,9 @@ impl Pacer {
             reading_max: match trial {
                 true => (f64::INFINITY, f64::INFINITY),
                 // Whoever has not drafted for long has to read before anything can be learnt anew.
-                false if self.idle >= Self::IDLE_MAX => (self.guard.balance(), 0.0),
+                false if self.idle >= Self::IDLE_MAX => (guard.balance(), 0.0),
                 false => {
-                    let left = self.guard.balance() - self.read(company);
+                    let left = guard.balance() - self.read(company);
                     (left.clamp(0.0, 1.0).max(left - Self::KEPT), (left - Self::KEPT).max(0.0))
                 }
             },
@@ -429,14 +433,15 @@ impl Pacer {
 
     /// What can be seen from outside.
     pub fn view(&self) -> PacingView {
-        let (switched_off, switched_on) = self.guard.switches();
+        let (switched_off, switched_on) = self.guards.switches();
+        let (guard, balance) = self.guards.last();
         PacingView {
-            guard: self.guard.state(),
+            guard,
             switched_off,
             switched_on,
             depths: self.depths,
             bins: *self.calibration.counts(),
-            balance: self.guard.balance(),
+            balance,
             brought: self.brought,
         }
     }

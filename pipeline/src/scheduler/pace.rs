@@ -47,8 +47,8 @@ impl Scheduler {
         };
         let rows_max = self.config.target.rows_max;
         let prospects = self.pacer.prospects(self.company(), rows_max, rhythm);
-        let guard = self.pacer.guard();
-        let drafters = match self.pacer.state() {
+        let guard = self.pacer.guard(self.company());
+        let drafters = match self.pacer.state(self.company()) {
             GuardState::Off => 0,
             GuardState::On | GuardState::Trial => prospects.allowance().drafters as usize,
         };
