@@ -5,11 +5,11 @@
 use std::time::Duration;
 
 use clap::Args;
-use outrider_plans::shipped_plan;
 use serde_json::Value;
 use ureq::http::Response;
 use ureq::{Agent, Body};
 
+use super::select::plan_text;
 use super::{CliError, print_json};
 
 /// A swap waits for weights to be packed; a service that does not answer at all is given up sooner by its connection.
@@ -86,13 +86,7 @@ impl ServiceArguments {
 
 impl ApplyArguments {
     fn put(&self, dry_run: &str) -> Result<Value, CliError> {
-        let text = match std::fs::read_to_string(&self.plan) {
-            Ok(text) => text,
-            Err(error) => match shipped_plan(&self.plan) {
-                Some(shipped) => shipped.text.to_owned(),
-                None => return Err(format!("cannot read plan {}: {error}", self.plan).into()),
-            },
-        };
+        let text = plan_text(&self.plan)?;
         let service = &self.service;
         let mut request = service
             .agent()

@@ -264,22 +264,23 @@ fn calibrated_plan(
     }
 }
 
+/// The text of a plan by file name, or by the name of a shipped one.
+pub(super) fn plan_text(name: &str) -> Result<String, CliError> {
+    let error = match std::fs::read_to_string(name) {
+        Ok(text) => return Ok(text),
+        Err(error) => error,
+    };
+    if let Some(shipped) = shipped_plan(name) {
+        return Ok(shipped.text.to_owned());
+    }
+    let names: Vec<_> = shipped().iter().map(|plan| plan.name).collect();
+    let names = names.join(", ");
+    Err(format!("cannot read plan {name}: {error}; nor is it a shipped plan ({names})").into())
+}
+
 /// A plan by file name, or by the name of a shipped one.
 pub(super) fn named_plan(name: &str, context: &PlanContext) -> Result<PartitionPlan, CliError> {
-    let text = match std::fs::read_to_string(name) {
-        Ok(text) => text,
-        Err(error) => match shipped_plan(name) {
-            Some(shipped) => shipped.text.to_owned(),
-            None => {
-                let names: Vec<_> = shipped().iter().map(|plan| plan.name).collect();
-                return Err(format!(
-                    "cannot read plan {name}: {error}; nor is it a shipped plan ({})",
-                    names.join(", ")
-                )
-                .into());
-            }
-        },
-    };
+    let text = plan_text(name)?;
     let spec = PlanSpec::parse(&text, Some(name))?;
     // Its models were opened before, as those that everything starts with.
     Ok(spec.with_models(Models::default()).check(context)?)
