@@ -5,7 +5,7 @@
 //!   rounds    the engine on a few plans, every job clocked: hops, turns, contention              rounds.rs
 //!   excess    what those jobs take more than in the loop                                         excess.rs
 //!   texts     the target's answers to prompts, and what the draft says at each position          texts.rs
-//!   session   who is visited when, and what all visits together say                              session.rs
+//!   session   who is visited when, and what all visits together say                              session/
 //! ```
 //!
 //! A machine is not equally fast at all times: memory and caches are shared with whatever else runs. So nothing is measured in

@@ -290,11 +290,7 @@ impl Compiler<'_> {
             Op::FusedGateUp { norm, gate, up } => {
                 let input = input(0);
                 let norm = self.norm(*norm, input)?;
-                let mut gate = self.projection(*gate, None)?;
-                let mut up = self.projection(*up, None)?;
-                Projection::in_turns(&mut gate, &mut up);
-                let planned = self.packs.len() - 2;
-                (self.packs[planned].0, self.packs[planned + 1].0) = (gate.clone(), up.clone());
+                let [gate, up] = self.in_turns([*gate, *up]);
                 Step::GateUp { input, norm, gate, up, out }
             }
             Op::FusedHead { norm, weight } => {
@@ -371,8 +367,23 @@ impl Compiler<'_> {
         ])
     }
 
+    fn in_turns(&mut self, ids: [WeightId; 2]) -> [Projection; 2] {
+        let layouts = ids.map(|id| Layout::plain(self.weight(id)));
+        let [first, second] = ids.map(|id| self.weight(id));
+        let planned =
+            Projection::in_turns([(first, &layouts[0]), (second, &layouts[1])], self.offset);
+        for ((projection, id), layout) in planned.iter().zip(ids).zip(layouts) {
+            self.keep(projection.clone(), id, layout);
+        }
+        planned
+    }
+
     fn reserve(&mut self, id: WeightId, layout: Layout) -> Projection {
         let projection = Projection::plan(self.weight(id), &layout, self.offset);
+        self.keep(projection, id, layout)
+    }
+
+    fn keep(&mut self, projection: Projection, id: WeightId, layout: Layout) -> Projection {
         self.offset += projection.bytes();
         self.packs.push((projection.clone(), id, layout));
         projection

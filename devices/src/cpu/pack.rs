@@ -62,18 +62,13 @@ impl Projection {
         Self { packing, cols, tiles: layout.outputs.len().div_ceil(TILE), offset, stride }
     }
 
-    /// Lays the tiles of two projections that were planned one after the other in turns: who computes a tile of each, then the
-    /// next of each, follows one stream.
-    pub(crate) fn in_turns(first: &mut Self, second: &mut Self) {
+    /// Plans two projections whose tiles lie in turns: who computes a tile of each, then the next of each, follows one stream.
+    pub(crate) fn in_turns(of: [(&Weight, &Layout); 2], offset: usize) -> [Self; 2] {
+        let [first, second] = of.map(|(weight, layout)| Self::plan(weight, layout, offset));
         assert_eq!(first.tiles, second.tiles, "tiles in turns are as many");
-        assert_eq!(
-            second.offset,
-            first.offset + first.bytes(),
-            "they were planned one after the other"
-        );
-        let both = first.stride + second.stride;
-        second.offset = first.offset + first.stride;
-        (first.stride, second.stride) = (both, both);
+        let stride = first.stride + second.stride;
+        let second = Self { offset: offset + first.stride, stride, ..second };
+        [Self { stride, ..first }, second]
     }
 
     /// Bytes of its tiles, a multiple of a cache line.

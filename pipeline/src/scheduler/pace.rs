@@ -46,9 +46,10 @@ impl Scheduler {
             Units::Separate => self.rhythm(),
         };
         let rows_max = self.config.target.rows_max;
-        let prospects = self.pacer.prospects(self.company(), rows_max, rhythm);
-        let guard = self.pacer.guard(self.company());
-        let drafters = match self.pacer.state(self.company()) {
+        let company = self.company();
+        let prospects = self.pacer.prospects(company, rows_max, rhythm);
+        let guard = self.pacer.guard(company);
+        let drafters = match self.pacer.state(company) {
             GuardState::Off => 0,
             GuardState::On | GuardState::Trial => prospects.allowance().drafters as usize,
         };
@@ -70,7 +71,7 @@ impl Scheduler {
             }
             if drafters == 0 && ahead.is_none() {
                 let missed = self.sequences[&id].speculator.missed_by_draft();
-                let rows = self.pacer.reading_ahead(missed, self.company()).min(missed / 2);
+                let rows = self.pacer.reading_ahead(missed, company).min(missed / 2);
                 ahead = Some(rows);
                 if rows > 0 {
                     reach = Reach { steps: 1, offer: 0, reading: rows, ..Reach::NONE };

@@ -86,7 +86,7 @@ struct Contest {
     laps: Vec<Vec<Duration>>,
 }
 
-/// Forecasts of one plan, in tokens per second: made before, corrected, and of these very texts.
+/// Later forecasts of one plan, in tokens per second: for a machine as fast as now, and of these very texts besides.
 struct Foreseen {
     corrected: f64,
     on_these_texts: f64,

@@ -175,7 +175,7 @@ unsafe fn q8_avx2<const R: usize>(tile: &[u8], x: &Operand<'_>, first: usize, ou
         for block in 0..at.blocks {
             let place = Packing::Q8.place(block);
             let weights = at.tile.add(place.weights);
-            fetch_ahead::<9, R>(at.tile.add(place.stream));
+            fetch_ahead::<{ Packing::Q8.share_lines() }, R>(at.tile.add(place.stream));
             let mut dots = [[_mm256_setzero_si256(); 2]; R];
             for group in 0..BLOCK / 4 {
                 let weights = weights.add(group * 4 * TILE);
@@ -217,7 +217,7 @@ unsafe fn q8_avx_vnni<const R: usize>(
         for block in 0..at.blocks {
             let place = Packing::Q8.place(block);
             let weights = at.tile.add(place.weights);
-            fetch_ahead::<9, R>(at.tile.add(place.stream));
+            fetch_ahead::<{ Packing::Q8.share_lines() }, R>(at.tile.add(place.stream));
             let scales = halves(at.tile.add(place.scales));
             let mut dots = [[_mm256_setzero_si256(); 2]; R];
             for r in 0..R {
@@ -336,7 +336,7 @@ unsafe fn q4_avx2<const R: usize>(tile: &[u8], x: &Operand<'_>, first: usize, ou
             let place = Packing::Q4.place(block);
             let scales = halves(at.tile.add(place.scales));
             let weights = at.tile.add(place.weights);
-            fetch_ahead::<5, R>(at.tile.add(place.stream));
+            fetch_ahead::<{ Packing::Q4.share_lines() }, R>(at.tile.add(place.stream));
             let dots = nibbles_avx2::<R>(weights, &at.q, block);
             for r in 0..R {
                 let xs = _mm256_set1_ps(*at.scales[r].add(block));
@@ -379,7 +379,7 @@ unsafe fn q4k_avx2<const R: usize>(tile: &[u8], x: &Operand<'_>, first: usize, o
             let (d, dmin) = (halves(first), halves(first.add(TILE * 2)));
             let factors = at.tile.add(place.scales);
             let weights = at.tile.add(place.weights);
-            fetch_ahead::<5, R>(at.tile.add(place.stream));
+            fetch_ahead::<{ Packing::Q4K.share_lines() }, R>(at.tile.add(place.stream));
             let dots = nibbles_avx2::<R>(weights, &at.q, block);
             for v in 0..2 {
                 let scales = _mm256_mul_ps(d[v], bytes_as_floats(factors.add(v * 8)));
@@ -410,7 +410,7 @@ unsafe fn q8_avx512<const R: usize>(tile: &[u8], x: &Operand<'_>, first: usize, 
         for block in 0..at.blocks {
             let place = Packing::Q8.place(block);
             let weights = at.tile.add(place.weights);
-            fetch_ahead::<9, R>(at.tile.add(place.stream));
+            fetch_ahead::<{ Packing::Q8.share_lines() }, R>(at.tile.add(place.stream));
             let scales = _mm512_cvtph_ps(_mm256_loadu_si256(at.tile.add(place.scales).cast()));
             let mut dots = [[_mm512_set1_epi32(0); 2]; R];
             for r in 0..R {
@@ -490,7 +490,7 @@ unsafe fn q4_avx512<const R: usize>(tile: &[u8], x: &Operand<'_>, first: usize, 
                 start[r] = -8 * *at.sums[r].add(block);
             }
             let weights = at.tile.add(place.weights);
-            fetch_ahead::<5, R>(at.tile.add(place.stream));
+            fetch_ahead::<{ Packing::Q4.share_lines() }, R>(at.tile.add(place.stream));
             let dots = nibbles_avx512::<R>(weights, &at.q, block, start);
             for r in 0..R {
                 let xs = _mm512_set1_ps(*at.scales[r].add(block));
@@ -521,7 +521,7 @@ unsafe fn q4k_avx512<const R: usize>(tile: &[u8], x: &Operand<'_>, first: usize,
             let factor = _mm512_cvtepu8_epi32(_mm_loadu_si128(factors.add(TILE).cast()));
             let mins = _mm512_mul_ps(dmin, _mm512_cvtepi32_ps(factor));
             let weights = at.tile.add(place.weights);
-            fetch_ahead::<5, R>(at.tile.add(place.stream));
+            fetch_ahead::<{ Packing::Q4K.share_lines() }, R>(at.tile.add(place.stream));
             let dots = nibbles_avx512::<R>(weights, &at.q, block, [0; R]);
             for r in 0..R {
                 let xs = *at.scales[r].add(block);

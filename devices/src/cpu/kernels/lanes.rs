@@ -8,11 +8,11 @@ use half::{bf16, f16};
 /// Lanes of a vector.
 pub(crate) const LANES: usize = 16;
 
-/// How many bytes ahead of the weights in use their stream is fetched: the processor's own prefetchers stop at page
-/// ends, and lag behind where a block takes little arithmetic.
+/// How many bytes ahead of the weights in use their stream is fetched where one row of bytes or nibbles follows it: the
+/// processor's own prefetchers stop at page ends, and lag behind where a block takes little arithmetic.
 #[cfg(target_arch = "x86_64")]
 pub(crate) const AHEAD: usize = 1024;
-/// The same where several rows share each weight.
+/// The same where several rows share each weight, and for weights that are floats.
 #[cfg(target_arch = "x86_64")]
 pub(crate) const FAR_AHEAD: usize = 16 << 10;
 

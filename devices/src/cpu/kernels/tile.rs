@@ -62,6 +62,18 @@ impl Packing {
         self.scales_bytes() + self.chunk_blocks() * self.block_bytes()
     }
 
+    /// Bytes of a chunk that fall to a block, its part of the scales included.
+    #[cfg(target_arch = "x86_64")]
+    const fn share_bytes(self) -> usize {
+        self.chunk_bytes() / self.chunk_blocks()
+    }
+
+    /// Cache lines that a block's share of the stream may touch.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) const fn share_lines(self) -> usize {
+        self.share_bytes().div_ceil(LINE)
+    }
+
     /// Where a block lies.
     #[inline(always)]
     pub(crate) const fn place(self, block: usize) -> BlockPlace {
@@ -69,7 +81,8 @@ impl Packing {
         let nth = block % self.chunk_blocks();
         let supers = if matches!(self, Packing::Q4K) { 4 * TILE } else { 0 };
         BlockPlace {
-            stream: chunk + nth * (self.chunk_bytes() / self.chunk_blocks()),
+            #[cfg(target_arch = "x86_64")]
+            stream: chunk + nth * self.share_bytes(),
             supers: chunk,
             scales: chunk + supers + nth * 2 * TILE,
             weights: chunk + self.scales_bytes() + nth * self.block_bytes(),
@@ -96,6 +109,7 @@ impl Packing {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct BlockPlace {
     /// Its share of the chunk, scales and weights alike, if that is read from end to end.
+    #[cfg(target_arch = "x86_64")]
     pub(crate) stream: usize,
     /// Of `Q4K`, the scales and the minima of its super-block.
     pub(crate) supers: usize,

@@ -1,0 +1,177 @@
+//! What all visits together say: tables, what lies around jobs, and what two units do to each other.
+//!
+//! *Invariant:* nothing is measured here, and each fit stands on those before it: units, then a split model, then pairs.
+
+use outrider_pipeline::rehearsal::Course;
+use outrider_plans::cost::{AroundJobs, Contention, LinkProfile, MemoryDomain, RoleProfile};
+use outrider_plans::{ModelRole, PartitionPlan, UnitClass, UnitProfile, UnitSpec, Workload};
+
+use super::super::excess::{Excess, Kind};
+use super::super::rounds::{self, Clocked};
+use super::{CalibrateError, Clock, DEPTH, Session, Visited};
+use crate::foresight::Foresight;
+
+/// Rounds of fitting two slow-downs that depend on each other.
+const FITTING_ROUNDS: usize = 6;
+
+impl Session<'_> {
+    /// The tables of each class, and what lies around its jobs in the engine.
+    pub(super) fn fit_units(&mut self) -> Result<(), CalibrateError> {
+        for unit in &self.units {
+            let middle = |(role, loops): (&ModelRole, &Vec<RoleProfile>)| {
+                Some((*role, RoleProfile::middle(loops)?))
+            };
+            let profile = UnitProfile {
+                memory: self.memory_of(&unit.spec),
+                roles: unit.loops.iter().filter_map(middle).collect(),
+                around: AroundJobs::default(),
+                power_mw: 1000 * u64::from(unit.class.core_count()),
+            };
+            self.model.units.insert(unit.class.clone(), profile);
+        }
+        for unit in &self.units {
+            let around = self.around(unit)?;
+            self.model.units.get_mut(&unit.class).expect("it was just put there").around = around;
+        }
+        Ok(())
+    }
+
+    fn memory_of(&self, spec: &UnitSpec) -> MemoryDomain {
+        match spec {
+            UnitSpec::Gpu { adapter, .. } => {
+                let own = self.context.machine.adapters.get(*adapter);
+                let own = own.is_some_and(|adapter| adapter.memory_bytes.is_some());
+                if own { MemoryDomain::Own } else { MemoryDomain::Main }
+            }
+            _ => MemoryDomain::Main,
+        }
+    }
+
+    /// What lies around jobs on units of a class, which have nothing around them yet.
+    fn around(&self, unit: &Visited) -> Result<AroundJobs, CalibrateError> {
+        let plan = self.together(&unit.spec, DEPTH)?;
+        let times = self.model.times(&plan, self.context).expect("its unit was just measured");
+        let answers = |drafting: bool| {
+            let of = move |clock: &&Clock| (clock.depth > 0) == drafting;
+            unit.engine.iter().filter(of).map(|clock| &clock.answered)
+        };
+        let (plain, drafting) = if self.pair.draft.is_some() {
+            (answers(false).collect::<Vec<_>>(), answers(true).collect())
+        } else {
+            (unit.engine.iter().map(|clock| &clock.answered).collect(), Vec::new())
+        };
+        let clocked = Clocked::of(plain.iter().copied(), self.layers());
+        let excess = Excess::of(plain.iter().copied(), &times);
+        let target_hop_ns = clocked.hops_ns.0;
+        let around = AroundJobs {
+            target_hop_ns,
+            draft_hop_ns: target_hop_ns,
+            target_ns: excess.line(Kind::Pass).one_ns,
+            target_prompt_ns: excess.mean_ns(Kind::Prompt),
+            request_ns: clocked.request_ns,
+            ..AroundJobs::default()
+        };
+        if drafting.is_empty() {
+            return Ok(around);
+        }
+        let clocked = Clocked::of(drafting.iter().copied(), self.layers());
+        let excess = Excess::of(drafting.iter().copied(), &times);
+        // What a round hops more than twice a plain one's goes with the draft.
+        let both = clocked.hops_ns.0 + clocked.hops_ns.1;
+        let (target, draft) = (excess.line(Kind::Pass), excess.line(Kind::Draft));
+        Ok(AroundJobs {
+            draft_hop_ns: both.saturating_sub(target_hop_ns),
+            target_row_ns: target.each_ns,
+            target_after_draft_ns: target.one_ns - around.target_ns,
+            draft_after_target_ns: draft.one_ns,
+            draft_step_ns: draft.each_ns,
+            draft_prompt_ns: excess.line(Kind::DraftPrompt).one_ns,
+            ..around
+        })
+    }
+
+    /// How the texts of these answers go under a plan by what is known so far, without hops.
+    fn rehearsed(&self, plan: &PartitionPlan, clocks: &[&Clock]) -> Course {
+        let mut model = self.model.clone();
+        for unit in model.units.values_mut() {
+            (unit.around.target_hop_ns, unit.around.draft_hop_ns) = (0, 0);
+        }
+        let texts = clocks.iter().map(|clock| self.texts[clock.text].clone()).collect();
+        let known = (model, self.context.clone());
+        let foresight = Foresight::of_pair(self.pair, self.limits, known, Workload::single(texts));
+        foresight.course(plan).expect("its units were just measured")
+    }
+
+    /// What a stage on another unit costs: the message, waking that unit up, and rows that both have to hold.
+    pub(super) fn fit_split(&mut self) {
+        let Some((front, back)) = self.halves.clone() else { return };
+        let Ok(plan) = self.split_plan(front, back) else { return };
+        let Ok(times) = self.model.times(&plan, self.context) else { return };
+        if self.split.is_empty() {
+            return;
+        }
+        let answers = || self.split.iter().map(|clock| &clock.answered);
+        let between_ns = Clocked::of(answers(), self.layers()).between_ns;
+        // Two stages, so twice of each: what a pass takes more, and what each of its further rows does, which goes with the
+        // activations.
+        let line = Excess::of(answers(), &times).line(Kind::Pass);
+        let row_ns = (2 * line.each_ns).max(0) as u64;
+        let row_bytes = 4 * self.context.target.width as u64;
+        self.model.link_default = LinkProfile {
+            latency_ns: between_ns.saturating_add_signed(2 * line.one_ns - row_ns as i64),
+            bytes_per_second: (row_bytes * 1_000_000_000).checked_div(row_ns).unwrap_or(0),
+        };
+    }
+
+    /// What two units do to each other that hold a model each: taking turns, and at the same time.
+    pub(super) fn fit_pairs(&mut self) {
+        for pair in std::mem::take(&mut self.pairs) {
+            let class = |spec| UnitClass::of(spec, &self.context.machine);
+            let (target, draft) = (class(&pair.units.0), class(&pair.units.1));
+            let Ok(plans) = self.pair_plans(&pair.units) else { continue };
+            if self.model.times(&plans.1, self.context).is_err() || pair.overlap.is_empty() {
+                continue;
+            }
+            self.model.contention.push(Contention {
+                target,
+                draft,
+                target_permille: 1000,
+                draft_permille: 1000,
+                target_apart_ns: 0,
+                draft_apart_ns: 0,
+            });
+            self.fit_turns(&plans.0, &pair.turns);
+            self.fit_overlap(&plans.1, &pair.overlap);
+        }
+    }
+
+    fn fit_turns(&mut self, plan: &PartitionPlan, clocks: &[Clock]) {
+        let Ok(times) = self.model.times(plan, self.context) else { return };
+        let answers = || clocks.iter().map(|clock| &clock.answered);
+        let clocked = Clocked::of(answers(), self.layers());
+        let excess = Excess::of(answers(), &times);
+        let hops = times.hop_ns(ModelRole::Target) + times.hop_ns(ModelRole::Draft);
+        // Hops between sleeping units may be longer than those within one.
+        let hopping = (clocked.hops_ns.0 + clocked.hops_ns.1) as i64 - hops as i64;
+        let found = self.model.contention.last_mut().expect("it was just pushed");
+        found.target_apart_ns = excess.mean_ns(Kind::Pass) + hopping;
+        found.draft_apart_ns = excess.mean_ns(Kind::Draft);
+    }
+
+    fn fit_overlap(&mut self, plan: &PartitionPlan, clocks: &[Clock]) {
+        let clocks: Vec<&Clock> =
+            clocks.iter().filter(|clock| clock.text < self.texts.len()).collect();
+        if clocks.is_empty() {
+            return;
+        }
+        let clocked = Clocked::of(clocks.iter().map(|clock| &clock.answered), self.layers());
+        for _ in 0..FITTING_ROUNDS {
+            let course = self.rehearsed(plan, &clocks);
+            let found = self.model.contention.last_mut().expect("it was just pushed");
+            let foreseen = [(course.jobs.0, course.jobs_ns.0), (course.jobs.1, course.jobs_ns.1)];
+            found.target_permille =
+                rounds::slower(found.target_permille, clocked.target, foreseen[0]);
+            found.draft_permille = rounds::slower(found.draft_permille, clocked.draft, foreseen[1]);
+        }
+    }
+}
