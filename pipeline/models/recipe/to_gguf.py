@@ -23,12 +23,16 @@ def read_weights(path):
 
     def weights(name):
         tensor = header[name]
-        if tensor["dtype"] != "BF16":
-            raise SystemExit(f"{path}: {name} is {tensor['dtype']}, expected BF16 as train.py writes it")
         begin, end = tensor["data_offsets"]
-        # bf16 is the upper half of f32.
-        upper = np.frombuffer(bytes(data[start + begin : start + end]), dtype=np.uint16).astype(np.uint32)
-        return (upper << 16).view(np.float32).reshape(tensor["shape"])
+        stored = bytes(data[start + begin : start + end])
+        if tensor["dtype"] == "F16":
+            values = np.frombuffer(stored, dtype=np.float16).astype(np.float32)
+        elif tensor["dtype"] == "BF16":
+            # bf16 is the upper half of f32.
+            values = (np.frombuffer(stored, dtype=np.uint16).astype(np.uint32) << 16).view(np.float32)
+        else:
+            raise SystemExit(f"{path}: {name} is {tensor['dtype']}, expected BF16 or F16 as train.py writes them")
+        return values.reshape(tensor["shape"])
 
     return weights
 
@@ -86,15 +90,19 @@ def add_tokenizer(writer, tokenizer, config):
     writer.add_add_bos_token(True)
 
 
-def add_tensors(writer, weights, config, quantised):
+FORMATS = {
+    "q8_0": (gguf.LlamaFileType.MOSTLY_Q8_0, gguf.GGMLQuantizationType.Q8_0),
+    "q4_0": (gguf.LlamaFileType.MOSTLY_Q4_0, gguf.GGMLQuantizationType.Q4_0),
+    "f16": (gguf.LlamaFileType.MOSTLY_F16, gguf.GGMLQuantizationType.F16),
+}
+
+
+def add_tensors(writer, weights, config, kind):
     def add(name, weight):
         if weight.ndim == 1:
             writer.add_tensor(name, weight)
-        elif quantised:
-            kind = gguf.GGMLQuantizationType.Q8_0
-            writer.add_tensor(name, gguf.quants.quantize(weight, kind), raw_dtype=kind)
         else:
-            writer.add_tensor(name, weight.astype(np.float16))
+            writer.add_tensor(name, gguf.quants.quantize(weight, kind), raw_dtype=kind)
 
     add("token_embd.weight", weights("model.embed_tokens.weight"))
     add("output_norm.weight", weights("model.norm.weight"))
@@ -113,7 +121,7 @@ def main():
     parser.add_argument("out", help="the GGUF file to write")
     parser.add_argument("--name", default="translator")
     parser.add_argument("--languages", default="en:English,de:German", help="code:Name of the first and the second language")
-    parser.add_argument("--format", choices=["q8_0", "f16"], default="q8_0")
+    parser.add_argument("--format", choices=list(FORMATS), default="q8_0")
     parser.add_argument("--licence", help="of the weights, such as cc-by-4.0")
     options = parser.parse_args()
     first, second = (language.split(":") for language in options.languages.split(","))
@@ -127,13 +135,13 @@ def main():
     writer.add_name(options.name)
     if options.licence:
         writer.add_license(options.licence)
-    quantised = options.format == "q8_0"
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0 if quantised else gguf.LlamaFileType.MOSTLY_F16)
+    file_type, kind = FORMATS[options.format]
+    writer.add_file_type(file_type)
     add_model(writer, config)
     add_tokenizer(writer, tokenizer, config)
     writer.add_chat_template(chat_template(first, second))
     weights = read_weights(os.path.join(options.checkpoint, "model.safetensors"))
-    add_tensors(writer, weights, config, quantised)
+    add_tensors(writer, weights, config, kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
