@@ -60,8 +60,6 @@ pub(crate) struct TargetJob {
     pub(crate) rows: u32,
     /// Sequences that are being decoded, in this pass or not.
     pub(crate) company: u32,
-    /// Sequences of which it picks tokens.
-    pub(crate) picking: u32,
     /// Drafted tokens among the rows.
     pub(crate) offered: u32,
     /// Whether all rows are decoding.
@@ -255,7 +253,6 @@ impl Pacer {
         let took_ns = self.now_ns - since_ns;
         let span = self.next_span();
         if job.kind == PassKind::Prefill {
-            self.prompt_ends(job, &span, tokens);
             return;
         }
         if self.undisturbed {
@@ -292,27 +289,6 @@ impl Pacer {
             let catch_up = self.drafts.missed(catch_up) / token_ns;
             self.guards.meet(job.company).alone(tokens, catch_up);
         }
-    }
-
-    /// A pass with the end of a prompt gave `tokens`. Without drafts it would have given all but those that were drafted,
-    /// sooner: by what the draft took, and what the rows take that it checked.
-    fn prompt_ends(&mut self, job: TargetJob, span: &Span, tokens: u32) {
-        let (company, quiet) = (job.company.max(1), &self.quiet);
-        if job.offered == 0 || span.took_ns == 0.0 {
-            return;
-        }
-        let (Some(pass_ns), Some(wide_ns)) = (quiet.at(company), quiet.at(company + job.offered))
-        else {
-            return;
-        };
-        let token_ns = (pass_ns + self.turn_ns()) / f64::from(company);
-        let rows_ns = (wide_ns - pass_ns).max(0.0);
-        let alone = f64::from(job.picking.min(tokens));
-        let plain = alone + (span.usual_ns + rows_ns) / token_ns;
-        self.brought.0 += f64::from(tokens);
-        self.brought.1 += plain;
-        let reading = span.reading_ns.min(span.usual_ns) / token_ns;
-        self.guards.meet(job.company).drafted(Cycle { tokens, plain, reading });
     }
 
     /// Between a pass and the next if nothing is drafted.

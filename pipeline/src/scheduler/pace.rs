@@ -2,7 +2,7 @@
 //!
 //! *Invariant:* whatever the pacer says, a sequence that is alone and has a target to run on goes on.
 
-use outrider_devices::{Batch, DraftSegment, Pick, SequenceId, Want};
+use outrider_devices::{Batch, DraftSegment, Pick, SequenceId};
 use outrider_plans::ModelRole;
 
 use super::lane::Share;
@@ -64,7 +64,7 @@ impl Scheduler {
             let worthwhile = missed <= all || piece >= Self::READING_MIN;
             let leave = if drafting < drafters && worthwhile { Leave::Draft } else { Leave::Rest };
             let mut reach = self.reach(id, leave, &prospects);
-            if leave == Leave::Draft && self.sequences[&id].speculator.is_ready() {
+            if leave == Leave::Draft && self.is_decoding(id) {
                 drafting += 1;
                 (all, piece) = (all.saturating_sub(read), piece.saturating_sub(read));
                 reach.reading = if read == missed { u32::MAX } else { read };
@@ -123,9 +123,13 @@ impl Scheduler {
         }
     }
 
-    /// Sequences that are being decoded, or could be after a pass.
+    fn is_decoding(&self, id: SequenceId) -> bool {
+        self.sequences[&id].speculator.is_decoding()
+    }
+
+    /// Sequences that are being decoded.
     fn company(&self) -> u32 {
-        self.sequences.values().filter(|s| s.speculator.is_ready()).count() as u32
+        self.sequences.values().filter(|s| s.speculator.is_decoding()).count() as u32
     }
 
     /// The sequence that tries whether drafts pay again: the one whose draft has least to read first.
@@ -143,12 +147,11 @@ impl Scheduler {
 
     pub(super) fn note_target(&mut self, batch: &Batch) {
         let decoding = batch.segments.iter().all(|s| s.tokens.len() == s.want.rows());
-        let picking = batch.segments.iter().filter(|s| s.want != Want::Nothing).count() as u32;
+        let rows = batch.rows() as u32;
         let job = TargetJob {
-            rows: batch.rows() as u32,
+            rows,
             company: self.company().max(batch.segments.len() as u32),
-            picking,
-            offered: batch.head_rows() as u32 - picking,
+            offered: rows - (batch.segments.len() as u32).min(rows),
             kind: if decoding { PassKind::Decode } else { PassKind::Prefill },
         };
         self.pacer.target_starts(job);

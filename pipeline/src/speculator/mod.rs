@@ -124,10 +124,10 @@ impl Speculator {
         let missing = self.confirmed as u32 - self.target.len();
         if self.finished || self.target.job().is_some() {
             Need::Nothing
-        } else if self.is_ready() && self.waits_for_draft() {
-            Need::Nothing
         } else if missing > 1 {
             Need::Prefill
+        } else if self.waits_for_draft() {
+            Need::Nothing
         } else {
             Need::Decode
         }
@@ -340,6 +340,11 @@ impl Speculator {
     /// What the device is to stop its draft at.
     pub fn probability_min(&self) -> f32 {
         self.policy.probability_min.max(self.reach.probability_min)
+    }
+
+    /// Whether the target has seen all of the text but its last token.
+    pub fn is_decoding(&self) -> bool {
+        !self.finished && self.confirmed as u32 - self.target.len() <= 1
     }
 
     /// Tokens of the text that the draft has not seen.

@@ -6,19 +6,6 @@ use super::Speculator;
 use crate::draft_policy::{DecodingMode, Pace};
 
 impl Speculator {
-    /// Rows up to which the two models read a prompt with a draft between them: the pass that ends the prompt then checks
-    /// the first drafts, and a short text is a pass shorter. The draft's reading delays the first token, so a long prompt,
-    /// of which a pass is a small part, does not wait for it.
-    const TOGETHER_MAX: u32 = 64;
-
-    /// Whether the target's next pass can check drafts: it ends the confirmed text.
-    pub fn is_ready(&self) -> bool {
-        let missing = self.confirmed as u32 - self.target.len();
-        let together = self.policy.mode == DecodingMode::Sequential
-            && missing.max(self.missed_by_draft()) <= Self::TOGETHER_MAX;
-        !self.finished && (missing <= 1 || together)
-    }
-
     /// How much of the tail goes into the next pass. A stop token at its end needs no row of its own: the pick before
     /// it judges it.
     pub(super) fn tail_to_offer(&self, rows: usize) -> usize {
@@ -35,7 +22,8 @@ impl Speculator {
         if self.finished || !self.policy.uses_draft() || self.tail_is_complete() {
             return 0;
         }
-        let target_rests = self.target.job().is_none() && self.is_ready();
+        let caught_up = self.target.len() as usize + 1 == self.confirmed;
+        let target_rests = self.target.job().is_none() && caught_up;
         if self.policy.mode == DecodingMode::Sequential && (self.closed || !target_rests) {
             return 0;
         }
@@ -66,7 +54,7 @@ impl Speculator {
     /// Whether only the draft, which is not at work for it, keeps the sequence from a pass of the target.
     pub(crate) fn waits_idly(&self) -> bool {
         let free = self.target.job().is_none() && self.draft.job().is_none();
-        free && self.is_ready() && self.waits_for_draft()
+        free && self.is_decoding() && self.waits_for_draft()
     }
 
     /// Waits no longer: what is drafted goes into the next pass, however little it is.
