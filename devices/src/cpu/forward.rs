@@ -4,12 +4,13 @@
 //! at most one member and read by no other. Steps share out tiles, rows or heads, each of which owns its own elements; a barrier
 //! follows every step, and every operand that a step's members made together. A member's scratch is its own.
 
+use std::ops::Range;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use super::cache::CacheShape;
 use super::compile::{NormWeight, Place, Program, Step};
 use super::kernels::lanes::{LANES, Line};
-use super::kernels::tile::{BLOCK, TILE};
+use super::kernels::tile::{BLOCK, RUN, TILE};
 use super::kernels::{ByteHead, HalfHead, Kernels, Operand, QUERIES, Queries, ROWS};
 use super::memory::Shared;
 use super::pack::Projection;
@@ -23,6 +24,17 @@ use crate::sampling::{self, Sampling};
 
 /// Up to this many rows, each member makes its own operand: cheaper than a barrier.
 pub(crate) const PRIVATE_ROWS: usize = 8;
+
+/// Tiles of a call for so many rows. A single row waits for memory, which comes in best without pauses: what is done with its
+/// results must not pile up. With many rows a tile stays in the nearest cache while all of them pass.
+fn together(rows: usize, tile_bytes: usize) -> usize {
+    const PAUSE: usize = 16 << 10;
+    match rows {
+        0 | 1 => (PAUSE / tile_bytes).clamp(1, RUN),
+        2..=ROWS => RUN,
+        _ => 1,
+    }
+}
 
 /// One row of the batch.
 #[derive(Clone, Copy, Debug)]
@@ -104,7 +116,7 @@ impl<'a> Forward<'a> {
                 Step::GateUp { input, norm, gate, up, out } => {
                     let both = [gate.clone(), up.clone()];
                     let x = self.operand(member, *input, Some(norm), None, &both);
-                    self.gate_up(member, (gate, up), &x, *out);
+                    self.gate_up(member, [gate, up], &x, *out);
                 }
                 Step::Head { input, norm, weight } => {
                     if self.wanted.is_empty() {
@@ -184,20 +196,63 @@ impl<'a> Forward<'a> {
         unsafe { view.operand(rows, cols, (floats, bytes)) }
     }
 
-    /// Multiplies all rows of `x` with one tile, [`ROWS`] at a time, and hands out the first of these rows and the 16
-    /// results of each.
-    fn tile(
+    /// Multiplies all rows of `x` with some tiles of a projection, and hands out each tile with the first of up to [`ROWS`]
+    /// rows and the 16 results of each.
+    fn multiply(
         &self,
-        (weight, tile): (&Projection, usize),
-        x: &Operand<'_>,
-        (rows, out): (usize, &mut [Line; ROWS]),
-        mut each: impl FnMut(usize, &mut [Line]),
+        (weight, tiles): (&Projection, Range<usize>),
+        (x, rows): (&Operand<'_>, usize),
+        mut each: impl FnMut(usize, usize, &mut [Line]),
     ) {
-        let bytes = weight.tile(&self.program.store, tile);
-        for first in (0..rows).step_by(ROWS) {
-            let count = (rows - first).min(ROWS);
-            self.kernels.dot(weight.packing, bytes, x, (first, count), out);
-            each(first, &mut out[..count]);
+        let mut results = [[[0.0; LANES]; ROWS]; RUN];
+        let together = together(rows, weight.packing.tile_bytes(weight.cols));
+        for start in tiles.clone().step_by(together) {
+            let end = tiles.end.min(start + together);
+            let run = weight.run(&self.program.store, start..end);
+            for first in (0..rows).step_by(ROWS) {
+                let count = (rows - first).min(ROWS);
+                let results = &mut results[..run.tiles];
+                self.kernels.dot(weight.packing, run, x, (first, count), results);
+                for (tile, lines) in (start..end).zip(results) {
+                    each(tile, first, &mut lines[..count]);
+                }
+            }
+        }
+    }
+
+    /// The same for two projections of as many tiles, whose results are handed out together.
+    fn multiply_both(
+        &self,
+        (weights, tiles): ([&Projection; 2], Range<usize>),
+        (x, rows): (&Operand<'_>, usize),
+        mut each: impl FnMut(usize, usize, &[Line], &mut [Line]),
+    ) {
+        let mut results = [[[0.0; LANES]; ROWS]; RUN];
+        let pair_bytes: usize = weights.iter().map(|w| w.packing.tile_bytes(w.cols)).sum();
+        let pairs = together(rows, pair_bytes).min(RUN / 2);
+        for start in tiles.clone().step_by(pairs) {
+            let end = tiles.end.min(start + pairs);
+            let run = Projection::run_in_turns(weights, &self.program.store, start..end);
+            for first in (0..rows).step_by(ROWS) {
+                let count = (rows - first).min(ROWS);
+                let results = &mut results[..2 * (end - start)];
+                match run {
+                    Some(run) => {
+                        self.kernels.dot(weights[0].packing, run, x, (first, count), results);
+                    }
+                    None => {
+                        for (i, result) in results.chunks_exact_mut(1).enumerate() {
+                            let (weight, tile) = (weights[i % 2], start + i / 2);
+                            let run = weight.run(&self.program.store, tile..tile + 1);
+                            self.kernels.dot(weight.packing, run, x, (first, count), result);
+                        }
+                    }
+                }
+                for (tile, pair) in (start..end).zip(results.as_chunks_mut::<2>().0) {
+                    let [one, two] = pair;
+                    each(tile, first, &one[..count], &mut two[..count]);
+                }
+            }
         }
     }
 
@@ -208,17 +263,15 @@ impl<'a> Forward<'a> {
         x: &Operand<'_>,
         (out, layer): (Place, usize),
     ) {
-        let (padded, mut results) = (self.program.heads.padded, [[0.0; LANES]; ROWS]);
-        for unit in member.share(qkv.iter().map(|p| p.tiles).sum()) {
-            let mut tile = unit;
-            let mut which = 0;
-            while tile >= qkv[which].tiles {
-                tile -= qkv[which].tiles;
-                which += 1;
-            }
-            let (head, first) = (tile * TILE / padded, tile * TILE % padded);
-            let all = (self.rows.len(), &mut results);
-            self.tile((&qkv[which], tile), x, all, |start, lines| {
+        let (padded, rows) = (self.program.heads.padded, self.rows.len());
+        let share = member.share(qkv.iter().map(|p| p.tiles).sum());
+        let mut begin = 0;
+        for (which, weight) in qkv.iter().enumerate() {
+            let within = |unit: usize| unit.clamp(begin, begin + weight.tiles) - begin;
+            let tiles = within(share.start)..within(share.end);
+            begin += weight.tiles;
+            self.multiply((weight, tiles), (x, rows), |tile, start, lines| {
+                let (head, first) = (tile * TILE / padded, tile * TILE % padded);
                 for (row, line) in (start..).zip(lines) {
                     let Row { segment, position, .. } = self.rows[row];
                     if which < 2 {
@@ -395,68 +448,41 @@ impl<'a> Forward<'a> {
         x: &Operand<'_>,
         (residual, out): (Place, Place),
     ) {
-        let mut results = [[0.0; LANES]; ROWS];
-        for tile in member.share(weight.tiles) {
-            let all = (self.rows.len(), &mut results);
-            self.tile((weight, tile), x, all, |start, lines| {
-                for (row, line) in (start..).zip(lines) {
-                    let at = residual.start + row * residual.stride + tile * TILE;
-                    // SAFETY: these 16 elements are this tile's, in the residual as in the result, which may lie in the
-                    // same place: the first borrow ends before the second begins.
-                    for (x, r) in line.iter_mut().zip(unsafe { self.arena.read(at, LANES) }) {
-                        *x += r;
-                    }
-                    // SAFETY: as above.
-                    unsafe { self.line_mut(out, row, tile) }.copy_from_slice(line);
-                }
-            });
-        }
+        let rows = self.rows.len();
+        self.multiply((weight, member.share(weight.tiles)), (x, rows), |tile, start, lines| {
+            for (row, line) in (start..).zip(lines) {
+                let at = residual.start + row * residual.stride + tile * TILE;
+                // SAFETY: these 16 elements are this tile's, in the residual as in the result, which may lie in the
+                // same place: the first borrow ends before the second begins.
+                let before: Line =
+                    *unsafe { self.arena.read(at, LANES) }.first_chunk().expect("16");
+                let sum: Line = std::array::from_fn(|i| line[i] + before[i]);
+                // SAFETY: as above.
+                *unsafe { self.line_mut(out, row, tile) } = sum;
+            }
+        });
     }
 
-    fn gate_up(
-        &self,
-        member: &Member<'_>,
-        (gate, up): (&Projection, &Projection),
-        x: &Operand<'_>,
-        out: Place,
-    ) {
-        let (mut results, mut gates) = ([[0.0; LANES]; ROWS], [[0.0; LANES]; ROWS]);
-        for tile in member.share(gate.tiles) {
-            let all = (self.rows.len(), &mut results);
-            self.tile((gate, tile), x, all, |start, lines| {
-                for (row, line) in (start..).zip(lines) {
-                    // SAFETY: these 16 elements of the row are this tile's.
-                    unsafe { self.line_mut(out, row, tile) }.copy_from_slice(line);
-                }
-            });
-            let all = (self.rows.len(), &mut results);
-            self.tile((up, tile), x, all, |start, lines| {
-                let gates = &mut gates[..lines.len()];
-                for (row, gate) in (start..).zip(gates.iter_mut()) {
-                    // SAFETY: as above; they hold the gate.
-                    gate.copy_from_slice(unsafe { self.line_mut(out, row, tile) });
-                }
-                self.kernels.swiglu(gates, lines);
-                for (row, line) in (start..).zip(lines) {
-                    // SAFETY: as above.
-                    unsafe { self.line_mut(out, row, tile) }.copy_from_slice(line);
-                }
-            });
-        }
+    fn gate_up(&self, member: &Member<'_>, weights: [&Projection; 2], x: &Operand<'_>, out: Place) {
+        let (tiles, rows) = (member.share(weights[0].tiles), self.rows.len());
+        self.multiply_both((weights, tiles), (x, rows), |tile, start, gates, ups| {
+            self.kernels.swiglu(gates, ups);
+            for (row, line) in (start..).zip(ups) {
+                // SAFETY: these 16 elements of the row are this tile's.
+                *unsafe { self.line_mut(out, row, tile) } = *line;
+            }
+        });
     }
 
     fn head(&self, member: &Member<'_>, weight: &Projection, x: &Operand<'_>) {
-        let mut results = [[0.0; LANES]; ROWS];
-        for tile in member.share(weight.tiles) {
-            let all = (self.wanted.len(), &mut results);
-            self.tile((weight, tile), x, all, |start, lines| {
-                for (row, line) in (start..).zip(lines) {
-                    let at = row * self.logits_stride + tile * TILE;
-                    // SAFETY: these 16 logits of the row are this tile's.
-                    unsafe { self.logits.write(at, LANES) }.copy_from_slice(line);
-                }
-            });
-        }
+        let rows = self.wanted.len();
+        self.multiply((weight, member.share(weight.tiles)), (x, rows), |tile, start, lines| {
+            for (row, line) in (start..).zip(lines) {
+                let at = row * self.logits_stride + tile * TILE;
+                // SAFETY: these 16 logits of the row are this tile's.
+                unsafe { self.logits.write(at, LANES) }.copy_from_slice(line);
+            }
+        });
     }
 
     fn pick(&self, member: &Member<'_>) {

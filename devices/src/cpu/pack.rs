@@ -3,9 +3,11 @@
 //! *Invariant:* repacking changes no weight whose format the unit keeps; outputs and inputs that a [`Layout`] adds are
 //! zero, so results in their place are zero too.
 
+use std::ops::Range;
+
 use half::{bf16, f16};
 
-use super::kernels::tile::{BLOCK, Packing, SUPER, TILE, q4_place, q8_place};
+use super::kernels::tile::{BLOCK, Packing, Run, SUPER, TILE, q4_place, q8_place};
 use super::stored::{decode_row, packing, row_bytes, stored_format};
 use crate::graph::{Weight, WeightError};
 
@@ -76,11 +78,28 @@ impl Projection {
         self.tiles * self.packing.tile_bytes(self.cols)
     }
 
-    /// The bytes of one tile.
-    pub(crate) fn tile<'a>(&self, store: &'a [u8], index: usize) -> &'a [u8] {
-        debug_assert!(index < self.tiles, "no such tile");
-        let bytes = self.packing.tile_bytes(self.cols);
-        &store[self.offset + index * self.stride..][..bytes]
+    /// Some of its tiles.
+    pub(crate) fn run<'a>(&self, store: &'a [u8], tiles: Range<usize>) -> Run<'a> {
+        debug_assert!(tiles.start < tiles.end && tiles.end <= self.tiles, "no such tiles");
+        let bytes = &store[self.offset + tiles.start * self.stride..];
+        Run { bytes, stride: self.stride, tiles: tiles.len() }
+    }
+
+    /// Some of the tiles of two projections that lie in turns, in the order in which they lie: a tile of each, then the next
+    /// of each. `None` if they do not, or differ in their packing.
+    pub(crate) fn run_in_turns<'a>(
+        of: [&Self; 2],
+        store: &'a [u8],
+        tiles: Range<usize>,
+    ) -> Option<Run<'a>> {
+        let [first, second] = of;
+        let bytes = first.packing.tile_bytes(first.cols);
+        let alike = (first.packing, first.cols) == (second.packing, second.cols);
+        let in_turns = first.stride == 2 * bytes && second.offset == first.offset + bytes;
+        (alike && in_turns).then(|| {
+            let run = first.run(store, tiles);
+            Run { stride: bytes, tiles: 2 * run.tiles, ..run }
+        })
     }
 
     /// Packs `weight` into its planned place.

@@ -15,7 +15,7 @@ use std::arch::aarch64::{
 use std::arch::asm;
 
 use super::lanes::Line;
-use super::tile::{BLOCK, Packing, SUPER, TILE};
+use super::tile::{BLOCK, Packing, Run, SUPER, TILE};
 use super::{Operand, ROWS};
 
 /// Rows at a time, which is what 32 registers hold.
@@ -368,25 +368,27 @@ macro_rules! entry {
         /// The machine has the features that the name says.
         #[target_feature(enable = $features)]
         pub(crate) unsafe fn $name(
-            tile: &[u8],
+            run: Run<'_>,
             x: &Operand<'_>,
             (first, rows): (usize, usize),
-            out: &mut [Line; ROWS],
+            out: &mut [[Line; ROWS]],
         ) {
-            let mut row = 0;
-            while row < rows {
-                let (at, out) = (first + row, &mut out[row..rows]);
-                match out.len() {
-                    // SAFETY: the features are those of the caller, which is this kernel's only one.
-                    1 => unsafe { $kernel::<1, $with>(tile, x, at, out) },
-                    // SAFETY: as above.
-                    2 => unsafe { $kernel::<2, $with>(tile, x, at, out) },
-                    // SAFETY: as above.
-                    3 => unsafe { $kernel::<3, $with>(tile, x, at, out) },
-                    // SAFETY: as above.
-                    _ => unsafe { $kernel::<TOGETHER, $with>(tile, x, at, out) },
+            for (tile, out) in run.each().zip(out) {
+                let mut row = 0;
+                while row < rows {
+                    let (at, out) = (first + row, &mut out[row..rows]);
+                    match out.len() {
+                        // SAFETY: the features are those of the caller, which is this kernel's only one.
+                        1 => unsafe { $kernel::<1, $with>(tile, x, at, out) },
+                        // SAFETY: as above.
+                        2 => unsafe { $kernel::<2, $with>(tile, x, at, out) },
+                        // SAFETY: as above.
+                        3 => unsafe { $kernel::<3, $with>(tile, x, at, out) },
+                        // SAFETY: as above.
+                        _ => unsafe { $kernel::<TOGETHER, $with>(tile, x, at, out) },
+                    }
+                    row += TOGETHER;
                 }
-                row += TOGETHER;
             }
         }
     };

@@ -3,7 +3,7 @@
 //! *Invariant:* written once over [`Lanes`]; the order of a row's sum depends on nothing but the number of inputs.
 
 use super::lanes::{Lanes, Line};
-use super::tile::TILE;
+use super::tile::{Run, TILE};
 use super::{Operand, ROWS};
 
 /// How weights of a tile of floats are stored.
@@ -87,23 +87,26 @@ fn floats<L: Lanes, E: Element, const R: usize>(
 #[inline(always)]
 pub(crate) fn dot_floats<L: Lanes, E: Element>(
     l: L,
-    tile: &[u8],
+    run: Run<'_>,
     x: &Operand<'_>,
     (first, rows): (usize, usize),
-    out: &mut [Line; ROWS],
+    out: &mut [[Line; ROWS]],
 ) {
-    let mut row = 0;
-    while row < rows {
-        let out = &mut out[row..];
-        match rows - row {
-            1 => floats::<L, E, 1>(l, tile, x, first + row, out),
-            2 | 4 => floats::<L, E, 2>(l, tile, x, first + row, out),
-            _ => floats::<L, E, 3>(l, tile, x, first + row, out),
+    let bytes = x.cols * TILE * size_of::<E::Raw>();
+    for (tile, out) in run.each().zip(out) {
+        let (tile, mut row) = (&tile[..bytes], 0);
+        while row < rows {
+            let out = &mut out[row..];
+            match rows - row {
+                1 => floats::<L, E, 1>(l, tile, x, first + row, out),
+                2 | 4 => floats::<L, E, 2>(l, tile, x, first + row, out),
+                _ => floats::<L, E, 3>(l, tile, x, first + row, out),
+            }
+            row += match rows - row {
+                1 => 1,
+                2 | 4 => 2,
+                _ => 3,
+            };
         }
-        row += match rows - row {
-            1 => 1,
-            2 | 4 => 2,
-            _ => 3,
-        };
     }
 }

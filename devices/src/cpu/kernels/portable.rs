@@ -6,7 +6,7 @@
 use half::f16;
 
 use super::lanes::Line;
-use super::tile::{BLOCK, Packing, TILE, q4_place, q8_place};
+use super::tile::{BLOCK, Packing, Run, TILE, q4_place, q8_place};
 use super::{Operand, ROWS};
 
 /// A little-endian half at half-word `index`.
@@ -78,28 +78,45 @@ fn q4k(tile: &[u8], x: &Operand<'_>, row: usize) -> Line {
 }
 
 fn each_row(
-    tile: &[u8],
+    run: Run<'_>,
     x: &Operand<'_>,
     (first, rows): (usize, usize),
-    out: &mut [Line; ROWS],
+    out: &mut [[Line; ROWS]],
     dot: fn(&[u8], &Operand<'_>, usize) -> Line,
 ) {
-    for (row, out) in out[..rows].iter_mut().enumerate() {
-        *out = dot(tile, x, first + row);
+    for (tile, out) in run.each().zip(out) {
+        for (row, out) in out[..rows].iter_mut().enumerate() {
+            *out = dot(tile, x, first + row);
+        }
     }
 }
 
 /// See [`super::Kernels::dot`].
-pub(crate) fn dot_q8(tile: &[u8], x: &Operand<'_>, rows: (usize, usize), out: &mut [Line; ROWS]) {
-    each_row(tile, x, rows, out, q8);
+pub(crate) fn dot_q8(
+    run: Run<'_>,
+    x: &Operand<'_>,
+    rows: (usize, usize),
+    out: &mut [[Line; ROWS]],
+) {
+    each_row(run, x, rows, out, q8);
 }
 
 /// See [`super::Kernels::dot`].
-pub(crate) fn dot_q4(tile: &[u8], x: &Operand<'_>, rows: (usize, usize), out: &mut [Line; ROWS]) {
-    each_row(tile, x, rows, out, q4);
+pub(crate) fn dot_q4(
+    run: Run<'_>,
+    x: &Operand<'_>,
+    rows: (usize, usize),
+    out: &mut [[Line; ROWS]],
+) {
+    each_row(run, x, rows, out, q4);
 }
 
 /// See [`super::Kernels::dot`].
-pub(crate) fn dot_q4k(tile: &[u8], x: &Operand<'_>, rows: (usize, usize), out: &mut [Line; ROWS]) {
-    each_row(tile, x, rows, out, q4k);
+pub(crate) fn dot_q4k(
+    run: Run<'_>,
+    x: &Operand<'_>,
+    rows: (usize, usize),
+    out: &mut [[Line; ROWS]],
+) {
+    each_row(run, x, rows, out, q4k);
 }

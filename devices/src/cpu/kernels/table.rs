@@ -7,11 +7,11 @@ use super::attention::Queries;
 use super::cached_bytes::ByteHead;
 use super::cached_halves::HalfHead;
 use super::lanes::Line;
-use super::tile::Packing;
+use super::tile::{Packing, Run};
 use super::{Operand, ROWS, portable};
 use crate::cpu::Isa;
 
-type Dot = unsafe fn(&[u8], &Operand<'_>, (usize, usize), &mut [Line; ROWS]);
+type Dot = unsafe fn(Run<'_>, &Operand<'_>, (usize, usize), &mut [[Line; ROWS]]);
 type Norm = unsafe fn(&[f32], (&[f32], f32), usize, &mut [f32]);
 type Quantise = unsafe fn(&[f32], &mut [i8], &mut [f32], &mut [i32]);
 
@@ -62,14 +62,15 @@ impl Kernels {
         self.isa
     }
 
-    /// Multiplies rows `first..first + rows` (at most [`ROWS`]) of `x` with the 16 outputs of a tile of `packing`.
+    /// Multiplies rows `first..first + rows` (at most [`ROWS`]) of `x` with the 16 outputs of each tile of a run of
+    /// `packing`; each tile has its lines in `out`.
     pub(crate) fn dot(
         &self,
         packing: Packing,
-        tile: &[u8],
+        run: Run<'_>,
         x: &Operand<'_>,
         rows: (usize, usize),
-        out: &mut [Line; ROWS],
+        out: &mut [[Line; ROWS]],
     ) {
         let dot = match packing {
             Packing::Q8 => self.dot_q8,
@@ -80,7 +81,7 @@ impl Kernels {
             Packing::F32 => self.dot_f32,
         };
         // SAFETY: the machine has the table's features, see the file's invariant.
-        unsafe { dot(tile, x, rows, out) }
+        unsafe { dot(run, x, rows, out) }
     }
 
     /// See [`super::float::norm`].
@@ -152,6 +153,7 @@ macro_rules! over_lanes {
             use crate::cpu::kernels::cached_bytes::{self, ByteHead};
             use crate::cpu::kernels::cached_halves::HalfHead;
             use crate::cpu::kernels::lanes::{Lanes, Line};
+            use crate::cpu::kernels::tile::Run;
             use crate::cpu::kernels::{Operand, ROWS, float, float_dot};
 
             $(#[$attribute])*
@@ -212,32 +214,32 @@ macro_rules! over_lanes {
 
             $(#[$attribute])*
             pub(super) unsafe fn dot_f16(
-                tile: &[u8],
+                run: Run<'_>,
                 x: &Operand<'_>,
                 rows: (usize, usize),
-                out: &mut [Line; ROWS],
+                out: &mut [[Line; ROWS]],
             ) {
-                float_dot::dot_floats::<_, float_dot::Half>($lanes, tile, x, rows, out)
+                float_dot::dot_floats::<_, float_dot::Half>($lanes, run, x, rows, out)
             }
 
             $(#[$attribute])*
             pub(super) unsafe fn dot_bf16(
-                tile: &[u8],
+                run: Run<'_>,
                 x: &Operand<'_>,
                 rows: (usize, usize),
-                out: &mut [Line; ROWS],
+                out: &mut [[Line; ROWS]],
             ) {
-                float_dot::dot_floats::<_, float_dot::Brain>($lanes, tile, x, rows, out)
+                float_dot::dot_floats::<_, float_dot::Brain>($lanes, run, x, rows, out)
             }
 
             $(#[$attribute])*
             pub(super) unsafe fn dot_f32(
-                tile: &[u8],
+                run: Run<'_>,
                 x: &Operand<'_>,
                 rows: (usize, usize),
-                out: &mut [Line; ROWS],
+                out: &mut [[Line; ROWS]],
             ) {
-                float_dot::dot_floats::<_, float_dot::Single>($lanes, tile, x, rows, out)
+                float_dot::dot_floats::<_, float_dot::Single>($lanes, run, x, rows, out)
             }
         }
     };

@@ -1,7 +1,7 @@
 //! Conformance: every instruction set that this machine has computes the bits of the portable kernels.
 
 use super::lanes::{LANES, Line};
-use super::tile::{BLOCK, Packing, SUPER, TILE};
+use super::tile::{BLOCK, Packing, RUN, Run, SUPER, TILE};
 use super::{ByteHead, HalfHead, Kernels, Operand, QUERIES, Queries, ROWS};
 use crate::cpu::Isa;
 
@@ -114,19 +114,31 @@ fn dots_have_the_portable_bits_for_any_rows_and_width() {
             if packing == Packing::Q4K && cols % SUPER != 0 {
                 continue;
             }
-            let weights = tile(&mut noise, packing, cols);
+            let weights: Vec<_> = (0..RUN).flat_map(|_| tile(&mut noise, packing, cols)).collect();
             let weights: &[u8] = bytemuck::cast_slice(&weights);
+            let bytes = weights.len() / RUN;
+            let tiles: Vec<&[u8]> = weights.chunks_exact(bytes).collect();
             let rows = Rows::new(&mut noise, ROWS + 3, cols, portable);
             for count in 1..=ROWS {
                 for first in [0, 3] {
-                    let mut expected = [[0.0; LANES]; ROWS];
-                    portable.dot(packing, weights, &rows.operand(), (first, count), &mut expected);
+                    let mut expected = [[[0.0; LANES]; ROWS]; RUN];
+                    for (expected, tile) in expected.iter_mut().zip(&tiles) {
+                        let (run, expected) = (Run::of_one(tile), std::slice::from_mut(expected));
+                        portable.dot(packing, run, &rows.operand(), (first, count), expected);
+                    }
                     for kernels in &others {
-                        let mut found = [[0.0; LANES]; ROWS];
-                        kernels.dot(packing, weights, &rows.operand(), (first, count), &mut found);
-                        let (found, expected) = (found.as_flattened(), expected.as_flattened());
-                        let case = (kernels.isa(), packing, cols, count, first);
-                        assert_eq!(bits(found), bits(expected), "{case:?}");
+                        for tiles in 1..=RUN {
+                            let mut found = [[[0.0; LANES]; ROWS]; RUN];
+                            let run = Run { bytes: weights, stride: bytes, tiles };
+                            let results = &mut found[..tiles];
+                            kernels.dot(packing, run, &rows.operand(), (first, count), results);
+                            let case = (kernels.isa(), packing, cols, count, first, tiles);
+                            for (found, expected) in results.iter().zip(&expected) {
+                                let (found, expected) =
+                                    (found.as_flattened(), expected.as_flattened());
+                                assert_eq!(bits(found), bits(expected), "{case:?}");
+                            }
+                        }
                     }
                 }
             }
@@ -142,12 +154,13 @@ fn a_row_has_the_same_bits_whatever_rows_are_beside_it() {
             let weights = tile(&mut noise, packing, 256);
             let weights: &[u8] = bytemuck::cast_slice(&weights);
             let rows = Rows::new(&mut noise, ROWS, 256, kernels);
-            let mut together = [[0.0; LANES]; ROWS];
-            kernels.dot(packing, weights, &rows.operand(), (0, ROWS), &mut together);
-            for (row, together) in together.iter().enumerate() {
-                let mut alone = [[0.0; LANES]; ROWS];
-                kernels.dot(packing, weights, &rows.operand(), (row, 1), &mut alone);
-                assert_eq!(bits(&alone[0]), bits(together), "{} {packing:?}", kernels.isa());
+            let run = Run::of_one(weights);
+            let mut together = [[[0.0; LANES]; ROWS]];
+            kernels.dot(packing, run, &rows.operand(), (0, ROWS), &mut together);
+            for (row, together) in together[0].iter().enumerate() {
+                let mut alone = [[[0.0; LANES]; ROWS]];
+                kernels.dot(packing, run, &rows.operand(), (row, 1), &mut alone);
+                assert_eq!(bits(&alone[0][0]), bits(together), "{} {packing:?}", kernels.isa());
             }
         }
     }
@@ -172,10 +185,10 @@ fn extremes_of_bytes_are_exact() {
             sums: vec![i32::from(x) * 32; 2],
         };
         for kernels in Isa::available().into_iter().filter_map(Kernels::of) {
-            let mut out = [[0.0; LANES]; ROWS];
-            let tile = bytemuck::cast_slice(&tile);
-            kernels.dot(Packing::Q8, tile, &rows.operand(), (0, 1), &mut out);
-            assert_eq!(out[0], [-128.0 * f32::from(x) * 64.0; LANES], "{}", kernels.isa());
+            let mut out = [[[0.0; LANES]; ROWS]];
+            let run = Run::of_one(bytemuck::cast_slice(&tile));
+            kernels.dot(Packing::Q8, run, &rows.operand(), (0, 1), &mut out);
+            assert_eq!(out[0][0], [-128.0 * f32::from(x) * 64.0; LANES], "{}", kernels.isa());
         }
     }
 }

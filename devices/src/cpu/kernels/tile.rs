@@ -105,6 +105,33 @@ impl Packing {
     }
 }
 
+/// Tiles that one call of a dot kernel goes through: what precedes the first block is then done once for all of them.
+pub(crate) const RUN: usize = 4;
+
+/// Some tiles of one width and packing, at equal distances.
+#[derive(Clone, Copy)]
+pub(crate) struct Run<'a> {
+    /// From the first tile's first byte on.
+    pub(crate) bytes: &'a [u8],
+    /// From a tile to the next, bytes.
+    pub(crate) stride: usize,
+    /// How many there are; at least 1.
+    pub(crate) tiles: usize,
+}
+
+impl<'a> Run<'a> {
+    /// A single tile.
+    #[cfg(test)]
+    pub(crate) fn of_one(bytes: &'a [u8]) -> Self {
+        Self { bytes, stride: bytes.len(), tiles: 1 }
+    }
+
+    /// The bytes of each tile, and what follows.
+    pub(crate) fn each(self) -> impl Iterator<Item = &'a [u8]> {
+        (0..self.tiles).map(move |tile| &self.bytes[tile * self.stride..])
+    }
+}
+
 /// Where a block lies in its tile, in bytes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct BlockPlace {
