@@ -15,7 +15,7 @@ mod bytes {
 
     // Read-only data of the program, not state: statics, since a constant would be copied wherever it is named.
     static TARGET: &Aligned<[u8]> = &Aligned(*include_bytes!("../models/en-de/target-q8_0.gguf"));
-    static DRAFT: &Aligned<[u8]> = &Aligned(*include_bytes!("../models/en-de/draft-q8_0.gguf"));
+    static DRAFT: &Aligned<[u8]> = &Aligned(*include_bytes!("../models/en-de/draft-q4_0.gguf"));
 
     pub(super) fn of(role: ModelRole) -> Option<&'static [u8]> {
         match role {
@@ -91,7 +91,7 @@ mod tests {
         // The embedding, three blocks (q and o, k and v, the feed-forward, two norms), the last norm.
         let block = 2 * 256 * 256 + 2 * 128 * 256 + 3 * 704 * 256 + 2 * 256;
         assert_eq!(summary.parameters, 8192 * 256 + 3 * block + 256);
-        assert!(summary.formats.iter().all(|f| f.class == "norm" || f.format == "Q8_0"));
+        assert!(summary.formats.iter().all(|f| f.class == "norm" || f.format == "Q4_0"));
         assert!(summary.tied_embeddings && summary.chat_template);
     }
 

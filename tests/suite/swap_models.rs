@@ -18,7 +18,8 @@ const SENTENCE: &str = "To add a printer, open the settings, select Devices, and
 
 /// The file of one of the shipped models: as another model, since it is not the one that the service was started with.
 pub(crate) fn file(role: &str) -> String {
-    format!("{}/../pipeline/models/en-de/{role}-q8_0.gguf", env!("CARGO_MANIFEST_DIR"))
+    let format = if role == "draft" { "q4_0" } else { "q8_0" };
+    format!("{}/../pipeline/models/en-de/{role}-{format}.gguf", env!("CARGO_MANIFEST_DIR"))
 }
 
 /// A plan on one core, with models as told.
@@ -134,13 +135,13 @@ fn another_target_writes_new_requests_and_those_that_run_end_on_their_own() {
     let (found, name) = stream(&service, || {
         let foreseen = put(&service, "application/toml", "/v1/plan?dry_run=true", &named).1;
         assert_eq!(foreseen["caches"]["target"], "fresh", "{foreseen}");
-        assert!(foreseen["changes"].as_str().unwrap().contains("draft-q8_0.gguf"), "{foreseen}");
+        assert!(foreseen["changes"].as_str().unwrap().contains("draft-q4_0.gguf"), "{foreseen}");
         assert_eq!(apply(&service, &named)["generation"], 2);
         assert_eq!(ask(&service), theirs, "a new request asks the new target");
     });
     assert_eq!(found, long, "what had begun was not finished as it began");
     assert_eq!(name, "outrider-en-de");
-    assert_eq!(model(&service)["id"], "draft-q8_0");
+    assert_eq!(model(&service)["id"], "draft-q4_0");
 
     let (status, report) = service.post("/v1/plan/rollback", &json!({}));
     assert_eq!((status, &report["generation"]), (200, &json!(3)), "{report}");

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use actix::prelude::Recipient;
-use crossbeam_channel::{Receiver, Sender, TryRecvError, unbounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, unbounded};
 use outrider_plans::UnitSpec;
 
 use super::Report;
@@ -21,7 +21,7 @@ pub(super) const AWAKE_MAX: Duration = Duration::from_millis(3);
 /// Looks between two readings of the clock.
 const LOOKS: usize = 64;
 
-/// The cores of this machine, and how many units compute on each.
+/// The cores of this machine, and how many units that have work compute on each.
 #[derive(Debug)]
 pub struct Cores {
     taken: Mutex<BTreeMap<usize, usize>>,
@@ -47,16 +47,31 @@ impl Cores {
     }
 }
 
-/// A unit's cores, taken for as long as it or its worker is there.
+/// A unit's cores: its own for as long as it or its worker is there, but left to others while it has no work.
 #[derive(Debug)]
 struct Claim {
     cores: Arc<Cores>,
     own: Vec<usize>,
+    left: AtomicBool,
+}
+
+impl Claim {
+    fn leave(&self) {
+        if !self.left.swap(true, Ordering::SeqCst) {
+            self.cores.change(&self.own, |users| users - 1);
+        }
+    }
+
+    fn take(&self) {
+        if self.left.swap(false, Ordering::SeqCst) {
+            self.cores.change(&self.own, |users| users + 1);
+        }
+    }
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        self.cores.change(&self.own, |users| users - 1);
+        self.leave();
     }
 }
 
@@ -73,8 +88,10 @@ impl Waiting {
     /// What suits a unit, beside the other units on these cores.
     pub fn of(spec: &UnitSpec, cores: &Arc<Cores>) -> Self {
         let UnitSpec::Cpu { cores: own } = spec else { return Self::asleep() };
-        cores.change(own, |users| users + 1);
-        Self(Some(Arc::new(Claim { cores: Arc::clone(cores), own: own.clone() })))
+        let (cores, own, left) = (Arc::clone(cores), own.clone(), AtomicBool::new(true));
+        let claim = Claim { cores, own, left };
+        claim.take();
+        Self(Some(Arc::new(claim)))
     }
 
     fn is_awake(&self) -> bool {
@@ -96,8 +113,22 @@ impl Waiting {
                 // Whoever else wants this core has work to do.
                 std::thread::yield_now();
             }
+        } else {
+            match queue.recv_timeout(AWAKE_MAX) {
+                Ok(next) => return Some(next),
+                Err(RecvTimeoutError::Disconnected) => return None,
+                Err(RecvTimeoutError::Timeout) => {}
+            }
         }
-        queue.recv().ok()
+        // A unit without work, such as a draft's that is switched off, leaves its cores to those who wait.
+        self.0.iter().for_each(|claim| claim.leave());
+        let next = queue.recv().ok();
+        self.take_cores();
+        next
+    }
+
+    fn take_cores(&self) {
+        self.0.iter().for_each(|claim| claim.take());
     }
 }
 
@@ -147,6 +178,7 @@ impl Lookout {
     /// A report will come. True if the actor is to begin to look for it, and is not looking yet.
     pub(super) fn expect(&mut self, waiting: &Waiting) -> bool {
         self.expected += 1;
+        waiting.take_cores();
         if !waiting.is_awake() {
             return false;
         }
@@ -200,8 +232,14 @@ mod tests {
         assert!(!first.is_awake() && !second.is_awake());
         drop(second);
         assert!(!first.is_awake());
+        third.0.iter().for_each(|claim| claim.leave());
+        assert!(first.is_awake(), "nobody computes there at present");
+        third.take_cores();
+        assert!(!first.is_awake());
+        third.0.iter().for_each(|claim| claim.leave());
         drop(third);
         assert!(first.is_awake());
+        assert!(cores.taken.lock().unwrap().is_empty());
         assert!(!Waiting::of(&UnitSpec::Sim, &cores).is_awake());
     }
 }

@@ -37,10 +37,10 @@ class Size:
     def head_dim(self):
         return self.width // self.heads
 
-    def config(self):
+    def config(self, dtype=torch.bfloat16):
         """`config.json` as the transformers package and outrider read it."""
         return {
-            "architectures": ["LlamaForCausalLM"], "model_type": "llama", "torch_dtype": "bfloat16",
+            "architectures": ["LlamaForCausalLM"], "model_type": "llama", "torch_dtype": str(dtype).split(".")[1],
             "vocab_size": self.vocabulary, "hidden_size": self.width, "num_hidden_layers": self.layers,
             "num_attention_heads": self.heads, "num_key_value_heads": self.kv_heads, "head_dim": self.head_dim,
             "intermediate_size": self.ffn, "hidden_act": "silu", "max_position_embeddings": POSITIONS,
@@ -139,12 +139,13 @@ class Llama(nn.Module):
     def logits(self, x):
         return F.linear(self.norm(x), self.embed_tokens.weight)
 
-    def forward(self, ids):
+    def forward(self, ids, chosen=None):
+        """Logits for all positions, or for those `chosen` of the flattened batch."""
         angles = self.cos[: ids.size(1)], self.sin[: ids.size(1)]
         x = self.embed_tokens(ids)
         for layer in self.layers:
             x = layer(x, angles)
-        return self.logits(x)
+        return self.logits(x if chosen is None else x.flatten(0, 1)[chosen])
 
     @torch.no_grad()
     def greedy(self, prompts, lengths, new):
@@ -176,11 +177,11 @@ class Llama(nn.Module):
             token = self.logits(x[:, 0]).argmax(-1)
         return text
 
-    def save(self, directory):
-        """Writes `model.safetensors` in bf16 and `config.json`."""
+    def save(self, directory, dtype):
+        """Writes `model.safetensors` in bf16 or f16, and `config.json`."""
         os.makedirs(directory, exist_ok=True)
-        tensors = {f"model.{name}": weight.detach().to(torch.bfloat16).cpu().contiguous()
+        tensors = {f"model.{name}": weight.detach().to(dtype).cpu().contiguous()
                    for name, weight in self.named_parameters()}
         save_file(tensors, os.path.join(directory, "model.safetensors"), metadata={"format": "pt"})
         with open(os.path.join(directory, "config.json"), "w", encoding="utf-8") as file:
-            json.dump(self.size.config(), file, indent=1)
+            json.dump(self.size.config(dtype), file, indent=1)
