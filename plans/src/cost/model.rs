@@ -58,6 +58,13 @@ pub struct Contention {
     pub target_apart_ns: i64,
     /// The same of a draft job.
     pub draft_apart_ns: i64,
+    /// Further time of a hop after a pass of the target where both work at the same time: whoever carries the message then
+    /// finds no core that is idle.
+    #[serde(default)]
+    pub target_hop_ns: i64,
+    /// The same after a draft job.
+    #[serde(default)]
+    pub draft_hop_ns: i64,
 }
 
 /// Why there is no forecast.
@@ -151,12 +158,18 @@ impl CostModel {
         let (mut target, mut draft) = (chain(ModelRole::Target)?, chain(ModelRole::Draft)?);
         if let (Some(one), Some(other)) = (target.first_mut(), draft.first_mut())
             && one.unit != other.unit
-            && !matches!(plan.mode, Mode::Overlap { .. })
             && let Some(found) =
                 self.measured_contention(&units[&one.unit].0, &units[&other.unit].0)
         {
-            one.around.target_ns += found.target_apart_ns;
-            other.around.draft_ns += found.draft_apart_ns;
+            if matches!(plan.mode, Mode::Overlap { .. }) {
+                let longer = |hop_ns: &mut u64, by: i64| *hop_ns = hop_ns.saturating_add_signed(by);
+                longer(&mut other.around.draft_hop_ns, found.draft_hop_ns);
+                let last = target.last_mut().expect("the target has a stage");
+                longer(&mut last.around.target_hop_ns, found.target_hop_ns);
+            } else {
+                one.around.target_ns += found.target_apart_ns;
+                other.around.draft_ns += found.draft_apart_ns;
+            }
         }
         let slowed = self.slowdown(plan, context, &units);
         let power_mw =

@@ -139,6 +139,8 @@ impl Session<'_> {
                 draft_permille: 1000,
                 target_apart_ns: 0,
                 draft_apart_ns: 0,
+                target_hop_ns: 0,
+                draft_hop_ns: 0,
             });
             self.fit_turns(&plans.0, &pair.turns);
             self.fit_overlap(&plans.1, &pair.overlap);
@@ -164,7 +166,16 @@ impl Session<'_> {
         if clocks.is_empty() {
             return;
         }
-        let clocked = Clocked::of(clocks.iter().map(|clock| &clock.answered), self.layers());
+        let Ok(times) = self.model.times(plan, self.context) else { return };
+        let answers = || clocks.iter().map(|clock| &clock.answered);
+        let hop = |role: ModelRole| {
+            let found = rounds::hop_beside(answers(), role)?;
+            Some(found as i64 - times.hop_ns(role) as i64)
+        };
+        let found = self.model.contention.last_mut().expect("it was just pushed");
+        found.target_hop_ns = hop(ModelRole::Target).unwrap_or(0);
+        found.draft_hop_ns = hop(ModelRole::Draft).unwrap_or(0);
+        let clocked = Clocked::of(answers(), self.layers());
         for _ in 0..FITTING_ROUNDS {
             let course = self.rehearsed(plan, &clocks);
             let found = self.model.contention.last_mut().expect("it was just pushed");
