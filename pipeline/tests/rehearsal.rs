@@ -201,7 +201,6 @@ fn units_that_slow_each_other_gain_less_from_overlap() {
         target_apart_ns: 0,
         draft_apart_ns: 0,
         target_hop_ns: 0,
-        draft_hop_ns: 0,
     });
     let slowed = forecast(&model, &plan, &texts(0.9));
     let ratio = free.microtokens_per_second as f64 / slowed.microtokens_per_second as f64;

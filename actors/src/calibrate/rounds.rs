@@ -192,26 +192,6 @@ impl Clocked {
     }
 }
 
-/// Mean gap between two jobs of `role` of which the second did not wait for the other model: none of its jobs ended between
-/// them. `None` if there was no such gap. Each model is on one unit.
-pub(super) fn hop_beside<'a>(
-    answers: impl Iterator<Item = &'a Answered>,
-    role: ModelRole,
-) -> Option<u64> {
-    let mut gaps = Mean::default();
-    for Answered { jobs, .. } in answers {
-        let (own, others): (Vec<&StageTiming>, Vec<_>) =
-            jobs.iter().partition(|job| job.stage.role == role);
-        for pair in own.windows(2) {
-            let gap = pair[0].at_ns.end..pair[1].at_ns.start;
-            if !others.iter().any(|other| gap.contains(&other.at_ns.end)) {
-                gaps.add(gap.end.saturating_sub(gap.start));
-            }
-        }
-    }
-    (!gaps.values.is_empty()).then(|| gaps.get())
-}
-
 fn lasted(job: &StageTiming) -> u64 {
     job.at_ns.end - job.at_ns.start
 }

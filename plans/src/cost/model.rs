@@ -62,9 +62,6 @@ pub struct Contention {
     /// finds no core that is idle.
     #[serde(default)]
     pub target_hop_ns: i64,
-    /// The same after a draft job.
-    #[serde(default)]
-    pub draft_hop_ns: i64,
 }
 
 /// Why there is no forecast.
@@ -162,10 +159,9 @@ impl CostModel {
                 self.measured_contention(&units[&one.unit].0, &units[&other.unit].0)
         {
             if matches!(plan.mode, Mode::Overlap { .. }) {
-                let longer = |hop_ns: &mut u64, by: i64| *hop_ns = hop_ns.saturating_add_signed(by);
-                longer(&mut other.around.draft_hop_ns, found.draft_hop_ns);
                 let last = target.last_mut().expect("the target has a stage");
-                longer(&mut last.around.target_hop_ns, found.target_hop_ns);
+                let hop_ns = &mut last.around.target_hop_ns;
+                *hop_ns = hop_ns.saturating_add_signed(found.target_hop_ns);
             } else {
                 one.around.target_ns += found.target_apart_ns;
                 other.around.draft_ns += found.draft_apart_ns;

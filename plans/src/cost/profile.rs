@@ -116,6 +116,21 @@ impl TimeTable {
         Some(Self { times_ns, ..first.clone() })
     }
 
+    /// The same without spikes: a single number of rows that took over a quarter longer than both the fewer and the more
+    /// beside it was held up, and takes what the longer of these takes. (Where a kernel ends, times rise and stay up.)
+    pub fn without_spikes(&self) -> Self {
+        let width = self.contexts.len();
+        let mut smooth = self.clone();
+        for (i, time) in smooth.times_ns.iter_mut().enumerate() {
+            let before = i.checked_sub(width).map(|i| self.times_ns[i]);
+            if let Some((before, after)) = before.zip(self.times_ns.get(i + width)) {
+                let beside = before.max(*after);
+                *time = if *time > beside + beside / 4 { beside } else { *time };
+            }
+        }
+        smooth
+    }
+
     /// Largest number of rows that was measured.
     pub fn rows_max(&self) -> u32 {
         *self.rows.last().expect("a table has rows")
@@ -179,7 +194,8 @@ impl RoleProfile {
     pub fn middle(profiles: &[Self]) -> Option<Self> {
         let first = profiles.first()?;
         let table = |of: fn(&Self) -> &TimeTable| {
-            TimeTable::middle(&profiles.iter().map(of).collect::<Vec<_>>())
+            let middle = TimeTable::middle(&profiles.iter().map(of).collect::<Vec<_>>())?;
+            Some(middle.without_spikes())
         };
         let parts: Option<Vec<&PartsProfile>> =
             profiles.iter().map(|profile| profile.parts.as_ref()).collect();
@@ -333,6 +349,18 @@ mod tests {
         assert_eq!(of(0), None);
         let other = TimeTable::by_rows(&[(1, 1), (2, 2)]).unwrap();
         assert_eq!(TimeTable::middle(&[&tables[0], &other]), None);
+    }
+
+    #[test]
+    fn a_point_far_above_both_beside_it_was_held_up() {
+        let of = |times: [u64; 5]| {
+            let rows = vec![1, 2, 3, 4, 8];
+            TimeTable::new(rows, vec![0], times.to_vec()).unwrap().without_spikes().times_ns
+        };
+        assert_eq!(of([555, 498, 1666, 723, 990]), [555, 498, 723, 723, 990]);
+        // A kernel that is slow for two rows, and one that ends at three.
+        assert_eq!(of([1182, 1363, 1215, 1123, 1800]), [1182, 1363, 1215, 1123, 1800]);
+        assert_eq!(of([100, 110, 190, 200, 210]), [100, 110, 190, 200, 210]);
     }
 
     #[test]
