@@ -101,12 +101,12 @@ fn a_prometheus_that_scrapes_the_service_fills_every_panel_and_no_alert_fires() 
     if !installed("prometheus") {
         return;
     }
-    // Two units, so that there is something to overlap.
-    let service = Service::start(&["--plan", "overlap-two-cores"]);
+    // Two units, so that there is something to overlap; and drafts also while the machine is too busy for them to pay.
+    let service = Service::start(&["--plan", "overlap-two-cores", "--guard=false"]);
     translate(&service);
     let prometheus = Prometheus::scraping(&service);
     prometheus.await_scrapes(3);
-    // Drafts rest where the machine is too busy for them to pay: rates want some since the first scrapes.
+    // Rates want some since the first scrapes.
     let (mut tries, before) = (0, drafted(&service));
     while tries < 3 || drafted(&service) == before {
         translate(&service);
