@@ -137,7 +137,16 @@ pub(super) async fn take(
     let options = Options { prompts, budget, progress: &show, trace };
     let taken = calibrate::calibrate(pair, limits, options).await;
     bar.clear();
-    Ok(taken?)
+    let taken = taken?;
+    if u128::from(taken.took_ms) > 2 * budget.as_millis() {
+        tracing::warn!(
+            took_s = taken.took_ms / 1000,
+            wanted_s = budget.as_secs(),
+            "the calibration took far longer than it was given: a model that is large for these units, or a machine that was held up, \
+             whose forecasts are then far off. In the second case calibrate again"
+        );
+    }
+    Ok(taken)
 }
 
 /// A trace's file.
