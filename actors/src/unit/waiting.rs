@@ -121,10 +121,14 @@ impl Waiting {
             }
         }
         // A unit without work, such as a draft's that is switched off, leaves its cores to those who wait.
-        self.0.iter().for_each(|claim| claim.leave());
+        self.leave_cores();
         let next = queue.recv().ok();
         self.take_cores();
         next
+    }
+
+    fn leave_cores(&self) {
+        self.0.iter().for_each(|claim| claim.leave());
     }
 
     fn take_cores(&self) {
@@ -232,11 +236,11 @@ mod tests {
         assert!(!first.is_awake() && !second.is_awake());
         drop(second);
         assert!(!first.is_awake());
-        third.0.iter().for_each(|claim| claim.leave());
+        third.leave_cores();
         assert!(first.is_awake(), "nobody computes there at present");
         third.take_cores();
         assert!(!first.is_awake());
-        third.0.iter().for_each(|claim| claim.leave());
+        third.leave_cores();
         drop(third);
         assert!(first.is_awake());
         assert!(cores.taken.lock().unwrap().is_empty());

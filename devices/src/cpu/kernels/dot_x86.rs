@@ -33,13 +33,12 @@ struct Checked<const R: usize> {
 #[inline(always)]
 fn checked<const R: usize>(
     packing: Packing,
-    (run, tiles): (Run<'_>, usize),
+    run: Run<'_>,
     x: &Operand<'_>,
     first: usize,
 ) -> Checked<R> {
     let blocks = x.cols / BLOCK;
-    assert_eq!(run.tiles, tiles, "lines for each tile");
-    let end = tiles.saturating_sub(1) * run.stride + packing.tile_bytes(x.cols);
+    let end = run.tiles.saturating_sub(1) * run.stride + packing.tile_bytes(x.cols);
     assert!(run.bytes.len() >= end, "a tile is shorter than its shape");
     assert!(packing != Packing::Q4K || x.cols.is_multiple_of(SUPER), "not whole super-blocks");
     let mut checked = Checked {
@@ -80,12 +79,20 @@ unsafe fn four(q: *const i8, block: usize, group: usize) -> i32 {
     unsafe { q.add(block * BLOCK + group * 4).cast::<i32>().read_unaligned() }
 }
 
-/// Calls the kernel for the right number of rows. The caller's features must be the kernel's.
+/// Takes each tile of a run through the kernel for the right number of rows, which are checked once for all of them. The
+/// caller's features must be the kernel's.
 macro_rules! by_rows {
-    ($kernel:ident, $count:expr, $run:expr, $x:expr, $at:expr, $out:expr, [$($rows:literal),*]) => {
+    ($kernel:ident, $packing:ident, $run:expr, $x:expr, ($first:expr, $row:expr, $count:expr), $out:expr,
+        [$($rows:literal),*]) => {
         match $count {
-            // SAFETY: the features are those of the caller, which is this kernel's only one.
-            $($rows => unsafe { $kernel::<$rows>($run, $x, $at, $out) },)*
+            $($rows => {
+                let at = checked::<$rows>(Packing::$packing, $run, $x, $first + $row);
+                for (tile, out) in $run.each().zip($out.iter_mut()) {
+                    // SAFETY: the features are those of the caller, which is this kernel's only one; rows and tiles were
+                    // checked.
+                    unsafe { $kernel::<$rows>(&at, tile.as_ptr(), &mut out[$row..$row + $rows]) }
+                }
+            })*
             n => panic!("{n} rows in one call"),
         }
     };
@@ -165,97 +172,80 @@ unsafe fn add_group(
 }
 
 /// Bytes with AVX2, up to five rows.
+#[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn q8_avx2<const R: usize>(
-    run: Run<'_>,
-    x: &Operand<'_>,
-    (first, row): (usize, usize),
-    out: &mut [[Line; ROWS]],
-) {
-    let at = checked::<R>(Packing::Q8, (run, out.len()), x, first + row);
+unsafe fn q8_avx2<const R: usize>(at: &Checked<R>, tile: *const u8, out: &mut [Line]) {
     // SAFETY: the file's invariant; the caller has the features.
     unsafe {
         let ones = _mm256_set1_epi16(1);
-        for (tile, out) in out.iter_mut().enumerate() {
-            let tile = run.bytes.as_ptr().add(tile * run.stride);
-            let mut sums: [Pair; R] = [[_mm256_setzero_ps(); 2]; R];
-            for block in 0..at.blocks {
-                let place = Packing::Q8.place(block);
-                let weights = tile.add(place.weights);
-                fetch_ahead::<{ Packing::Q8.share_lines() }, R>(tile.add(place.stream));
-                let mut dots = [[_mm256_setzero_si256(); 2]; R];
-                for group in 0..BLOCK / 4 {
-                    let weights = weights.add(group * 4 * TILE);
-                    let magnitudes = [
-                        _mm256_abs_epi8(_mm256_loadu_si256(weights.cast())),
-                        _mm256_abs_epi8(_mm256_loadu_si256(weights.add(32).cast())),
-                    ];
-                    for r in 0..R {
-                        let xs = _mm256_set1_epi32(four(at.q[r], block, group));
-                        add_group(&mut dots[r], xs, (weights, magnitudes), ones);
-                    }
-                }
-                let scales = halves(tile.add(place.scales));
+        let mut sums: [Pair; R] = [[_mm256_setzero_ps(); 2]; R];
+        for block in 0..at.blocks {
+            let place = Packing::Q8.place(block);
+            let weights = tile.add(place.weights);
+            fetch_ahead::<{ Packing::Q8.share_lines() }, R>(tile.add(place.stream));
+            let mut dots = [[_mm256_setzero_si256(); 2]; R];
+            for group in 0..BLOCK / 4 {
+                let weights = weights.add(group * 4 * TILE);
+                let magnitudes = [
+                    _mm256_abs_epi8(_mm256_loadu_si256(weights.cast())),
+                    _mm256_abs_epi8(_mm256_loadu_si256(weights.add(32).cast())),
+                ];
                 for r in 0..R {
-                    let xs = _mm256_set1_ps(*at.scales[r].add(block));
-                    for v in 0..2 {
-                        let scale = _mm256_mul_ps(scales[v], xs);
-                        sums[r][v] =
-                            _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots[r][v]), scale, sums[r][v]);
-                    }
+                    let xs = _mm256_set1_epi32(four(at.q[r], block, group));
+                    add_group(&mut dots[r], xs, (weights, magnitudes), ones);
                 }
             }
-            store(&sums, &mut out[row..row + R]);
+            let scales = halves(tile.add(place.scales));
+            for r in 0..R {
+                let xs = _mm256_set1_ps(*at.scales[r].add(block));
+                for v in 0..2 {
+                    let scale = _mm256_mul_ps(scales[v], xs);
+                    sums[r][v] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots[r][v]), scale, sums[r][v]);
+                }
+            }
         }
+        store(&sums, out);
     }
 }
 
 /// Bytes with the 256-bit byte dot product, whose first factor is unsigned: w + 128, less 128 times the sum of x.
+#[inline]
 #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
-unsafe fn q8_avx_vnni<const R: usize>(
-    run: Run<'_>,
-    x: &Operand<'_>,
-    (first, row): (usize, usize),
-    out: &mut [[Line; ROWS]],
-) {
-    let at = checked::<R>(Packing::Q8, (run, out.len()), x, first + row);
+unsafe fn q8_avx_vnni<const R: usize>(at: &Checked<R>, tile: *const u8, out: &mut [Line]) {
     // SAFETY: the file's invariant; the caller has the features.
     unsafe {
         let offset = _mm256_set1_epi8(-128);
-        for (tile, out) in out.iter_mut().enumerate() {
-            let tile = run.bytes.as_ptr().add(tile * run.stride);
-            let mut sums: [Pair; R] = [[_mm256_setzero_ps(); 2]; R];
-            for block in 0..at.blocks {
-                let place = Packing::Q8.place(block);
-                let weights = tile.add(place.weights);
-                fetch_ahead::<{ Packing::Q8.share_lines() }, R>(tile.add(place.stream));
-                let scales = halves(tile.add(place.scales));
-                let mut dots = [[_mm256_setzero_si256(); 2]; R];
-                for r in 0..R {
-                    dots[r] = [_mm256_set1_epi32(-128 * *at.sums[r].add(block)); 2];
-                }
-                for group in 0..BLOCK / 4 {
-                    for v in 0..2 {
-                        let w: __m256i =
-                            _mm256_loadu_si256(weights.add(group * 4 * TILE + v * 32).cast());
-                        let w = _mm256_xor_si256(w, offset);
-                        for r in 0..R {
-                            let xs = _mm256_set1_epi32(four(at.q[r], block, group));
-                            dots[r][v] = _mm256_dpbusd_avx_epi32(dots[r][v], w, xs);
-                        }
-                    }
-                }
-                for r in 0..R {
-                    let xs = _mm256_set1_ps(*at.scales[r].add(block));
-                    for v in 0..2 {
-                        let scale = _mm256_mul_ps(scales[v], xs);
-                        let dot = _mm256_cvtepi32_ps(dots[r][v]);
-                        sums[r][v] = _mm256_fmadd_ps(dot, scale, sums[r][v]);
+        let mut sums: [Pair; R] = [[_mm256_setzero_ps(); 2]; R];
+        for block in 0..at.blocks {
+            let place = Packing::Q8.place(block);
+            let weights = tile.add(place.weights);
+            fetch_ahead::<{ Packing::Q8.share_lines() }, R>(tile.add(place.stream));
+            let scales = halves(tile.add(place.scales));
+            let mut dots = [[_mm256_setzero_si256(); 2]; R];
+            for r in 0..R {
+                dots[r] = [_mm256_set1_epi32(-128 * *at.sums[r].add(block)); 2];
+            }
+            for group in 0..BLOCK / 4 {
+                for v in 0..2 {
+                    let w: __m256i =
+                        _mm256_loadu_si256(weights.add(group * 4 * TILE + v * 32).cast());
+                    let w = _mm256_xor_si256(w, offset);
+                    for r in 0..R {
+                        let xs = _mm256_set1_epi32(four(at.q[r], block, group));
+                        dots[r][v] = _mm256_dpbusd_avx_epi32(dots[r][v], w, xs);
                     }
                 }
             }
-            store(&sums, &mut out[row..row + R]);
+            for r in 0..R {
+                let xs = _mm256_set1_ps(*at.scales[r].add(block));
+                for v in 0..2 {
+                    let scale = _mm256_mul_ps(scales[v], xs);
+                    let dot = _mm256_cvtepi32_ps(dots[r][v]);
+                    sums[r][v] = _mm256_fmadd_ps(dot, scale, sums[r][v]);
+                }
+            }
         }
+        store(&sums, out);
     }
 }
 
@@ -338,37 +328,29 @@ unsafe fn nibbles_avx2<const R: usize>(
 }
 
 /// Nibbles less 8 with AVX2.
+#[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn q4_avx2<const R: usize>(
-    run: Run<'_>,
-    x: &Operand<'_>,
-    (first, row): (usize, usize),
-    out: &mut [[Line; ROWS]],
-) {
-    let at = checked::<R>(Packing::Q4, (run, out.len()), x, first + row);
+unsafe fn q4_avx2<const R: usize>(at: &Checked<R>, tile: *const u8, out: &mut [Line]) {
     // SAFETY: the file's invariant; the caller has the features.
     unsafe {
-        for (tile, out) in out.iter_mut().enumerate() {
-            let tile = run.bytes.as_ptr().add(tile * run.stride);
-            let mut sums: [Pair; R] = [[_mm256_setzero_ps(); 2]; R];
-            for block in 0..at.blocks {
-                let place = Packing::Q4.place(block);
-                let scales = halves(tile.add(place.scales));
-                let weights = tile.add(place.weights);
-                fetch_ahead::<{ Packing::Q4.share_lines() }, R>(tile.add(place.stream));
-                let dots = nibbles_avx2::<R>(weights, &at.q, block);
-                for r in 0..R {
-                    let xs = _mm256_set1_ps(*at.scales[r].add(block));
-                    let offset = _mm256_set1_epi32(8 * *at.sums[r].add(block));
-                    for v in 0..2 {
-                        let scale = _mm256_mul_ps(scales[v], xs);
-                        let dot = _mm256_cvtepi32_ps(_mm256_sub_epi32(dots[r][v], offset));
-                        sums[r][v] = _mm256_fmadd_ps(dot, scale, sums[r][v]);
-                    }
+        let mut sums: [Pair; R] = [[_mm256_setzero_ps(); 2]; R];
+        for block in 0..at.blocks {
+            let place = Packing::Q4.place(block);
+            let scales = halves(tile.add(place.scales));
+            let weights = tile.add(place.weights);
+            fetch_ahead::<{ Packing::Q4.share_lines() }, R>(tile.add(place.stream));
+            let dots = nibbles_avx2::<R>(weights, &at.q, block);
+            for r in 0..R {
+                let xs = _mm256_set1_ps(*at.scales[r].add(block));
+                let offset = _mm256_set1_epi32(8 * *at.sums[r].add(block));
+                for v in 0..2 {
+                    let scale = _mm256_mul_ps(scales[v], xs);
+                    let dot = _mm256_cvtepi32_ps(_mm256_sub_epi32(dots[r][v], offset));
+                    sums[r][v] = _mm256_fmadd_ps(dot, scale, sums[r][v]);
                 }
             }
-            store(&sums, &mut out[row..row + R]);
         }
+        store(&sums, out);
     }
 }
 
@@ -387,88 +369,72 @@ unsafe fn bytes_as_floats(bytes: *const u8) -> __m256 {
 }
 
 /// Nibbles with scales and minima of two levels, with AVX2.
+#[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn q4k_avx2<const R: usize>(
-    run: Run<'_>,
-    x: &Operand<'_>,
-    (first, row): (usize, usize),
-    out: &mut [[Line; ROWS]],
-) {
-    let at = checked::<R>(Packing::Q4K, (run, out.len()), x, first + row);
+unsafe fn q4k_avx2<const R: usize>(at: &Checked<R>, tile: *const u8, out: &mut [Line]) {
     // SAFETY: the file's invariant; the caller has the features.
     unsafe {
-        for (tile, out) in out.iter_mut().enumerate() {
-            let tile = run.bytes.as_ptr().add(tile * run.stride);
-            let mut sums: [Pair; R] = [[_mm256_setzero_ps(); 2]; R];
-            for block in 0..at.blocks {
-                let place = Packing::Q4K.place(block);
-                let first = tile.add(place.supers);
-                let (d, dmin) = (halves(first), halves(first.add(TILE * 2)));
-                let factors = tile.add(place.scales);
-                let weights = tile.add(place.weights);
-                fetch_ahead::<{ Packing::Q4K.share_lines() }, R>(tile.add(place.stream));
-                let dots = nibbles_avx2::<R>(weights, &at.q, block);
-                for v in 0..2 {
-                    let scales = _mm256_mul_ps(d[v], bytes_as_floats(factors.add(v * 8)));
-                    let mins = _mm256_mul_ps(dmin[v], bytes_as_floats(factors.add(TILE + v * 8)));
-                    for r in 0..R {
-                        let xs = *at.scales[r].add(block);
-                        let scale = _mm256_mul_ps(scales, _mm256_set1_ps(xs));
-                        let dot = _mm256_cvtepi32_ps(dots[r][v]);
-                        let sum = _mm256_fmadd_ps(dot, scale, sums[r][v]);
-                        let shift = _mm256_set1_ps(xs * *at.sums[r].add(block) as f32);
-                        sums[r][v] = _mm256_fnmadd_ps(mins, shift, sum);
-                    }
+        let mut sums: [Pair; R] = [[_mm256_setzero_ps(); 2]; R];
+        for block in 0..at.blocks {
+            let place = Packing::Q4K.place(block);
+            let first = tile.add(place.supers);
+            let (d, dmin) = (halves(first), halves(first.add(TILE * 2)));
+            let factors = tile.add(place.scales);
+            let weights = tile.add(place.weights);
+            fetch_ahead::<{ Packing::Q4K.share_lines() }, R>(tile.add(place.stream));
+            let dots = nibbles_avx2::<R>(weights, &at.q, block);
+            for v in 0..2 {
+                let scales = _mm256_mul_ps(d[v], bytes_as_floats(factors.add(v * 8)));
+                let mins = _mm256_mul_ps(dmin[v], bytes_as_floats(factors.add(TILE + v * 8)));
+                for r in 0..R {
+                    let xs = *at.scales[r].add(block);
+                    let scale = _mm256_mul_ps(scales, _mm256_set1_ps(xs));
+                    let dot = _mm256_cvtepi32_ps(dots[r][v]);
+                    let sum = _mm256_fmadd_ps(dot, scale, sums[r][v]);
+                    let shift = _mm256_set1_ps(xs * *at.sums[r].add(block) as f32);
+                    sums[r][v] = _mm256_fnmadd_ps(mins, shift, sum);
                 }
             }
-            store(&sums, &mut out[row..row + R]);
         }
+        store(&sums, out);
     }
 }
 
 /// Bytes with the 512-bit byte dot product, whose first factor is unsigned: w + 128, less 128 times the sum of x. Few
 /// rows use two chains of integer sums each, to hide the instruction's latency.
+#[inline]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vnni")]
-unsafe fn q8_avx512<const R: usize>(
-    run: Run<'_>,
-    x: &Operand<'_>,
-    (first, row): (usize, usize),
-    out: &mut [[Line; ROWS]],
-) {
-    let at = checked::<R>(Packing::Q8, (run, out.len()), x, first + row);
+unsafe fn q8_avx512<const R: usize>(at: &Checked<R>, tile: *const u8, out: &mut [Line]) {
     // SAFETY: the file's invariant; the caller has the features.
     unsafe {
         let offset = _mm512_set1_epi8(-128);
-        for (tile, out) in out.iter_mut().enumerate() {
-            let tile = run.bytes.as_ptr().add(tile * run.stride);
-            let mut sums: [__m512; R] = [_mm512_setzero_ps(); R];
-            for block in 0..at.blocks {
-                let place = Packing::Q8.place(block);
-                let weights = tile.add(place.weights);
-                fetch_ahead::<{ Packing::Q8.share_lines() }, R>(tile.add(place.stream));
-                let scales = _mm512_cvtph_ps(_mm256_loadu_si256(tile.add(place.scales).cast()));
-                let mut dots = [[_mm512_set1_epi32(0); 2]; R];
+        let mut sums: [__m512; R] = [_mm512_setzero_ps(); R];
+        for block in 0..at.blocks {
+            let place = Packing::Q8.place(block);
+            let weights = tile.add(place.weights);
+            fetch_ahead::<{ Packing::Q8.share_lines() }, R>(tile.add(place.stream));
+            let scales = _mm512_cvtph_ps(_mm256_loadu_si256(tile.add(place.scales).cast()));
+            let mut dots = [[_mm512_set1_epi32(0); 2]; R];
+            for r in 0..R {
+                dots[r][0] = _mm512_set1_epi32(-128 * *at.sums[r].add(block));
+            }
+            for group in 0..BLOCK / 4 {
+                let w = _mm512_loadu_si512(weights.add(group * 4 * TILE).cast());
+                let w = _mm512_xor_si512(w, offset);
+                let chain = if R <= 4 { group % 2 } else { 0 };
                 for r in 0..R {
-                    dots[r][0] = _mm512_set1_epi32(-128 * *at.sums[r].add(block));
-                }
-                for group in 0..BLOCK / 4 {
-                    let w = _mm512_loadu_si512(weights.add(group * 4 * TILE).cast());
-                    let w = _mm512_xor_si512(w, offset);
-                    let chain = if R <= 4 { group % 2 } else { 0 };
-                    for r in 0..R {
-                        let xs = _mm512_set1_epi32(four(at.q[r], block, group));
-                        dots[r][chain] = _mm512_dpbusd_epi32(dots[r][chain], w, xs);
-                    }
-                }
-                for r in 0..R {
-                    let xs = _mm512_set1_ps(*at.scales[r].add(block));
-                    let dot = _mm512_cvtepi32_ps(_mm512_add_epi32(dots[r][0], dots[r][1]));
-                    sums[r] = _mm512_fmadd_ps(dot, _mm512_mul_ps(scales, xs), sums[r]);
+                    let xs = _mm512_set1_epi32(four(at.q[r], block, group));
+                    dots[r][chain] = _mm512_dpbusd_epi32(dots[r][chain], w, xs);
                 }
             }
             for r in 0..R {
-                _mm512_storeu_ps(out[row + r].as_mut_ptr(), sums[r]);
+                let xs = _mm512_set1_ps(*at.scales[r].add(block));
+                let dot = _mm512_cvtepi32_ps(_mm512_add_epi32(dots[r][0], dots[r][1]));
+                sums[r] = _mm512_fmadd_ps(dot, _mm512_mul_ps(scales, xs), sums[r]);
             }
+        }
+        for r in 0..R {
+            _mm512_storeu_ps(out[r].as_mut_ptr(), sums[r]);
         }
     }
 }
@@ -512,79 +478,63 @@ unsafe fn nibbles_avx512<const R: usize>(
 }
 
 /// Nibbles less 8 with AVX512-VNNI.
+#[inline]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vnni")]
-unsafe fn q4_avx512<const R: usize>(
-    run: Run<'_>,
-    x: &Operand<'_>,
-    (first, row): (usize, usize),
-    out: &mut [[Line; ROWS]],
-) {
-    let at = checked::<R>(Packing::Q4, (run, out.len()), x, first + row);
+unsafe fn q4_avx512<const R: usize>(at: &Checked<R>, tile: *const u8, out: &mut [Line]) {
     // SAFETY: the file's invariant; the caller has the features.
     unsafe {
-        for (tile, out) in out.iter_mut().enumerate() {
-            let tile = run.bytes.as_ptr().add(tile * run.stride);
-            let mut sums: [__m512; R] = [_mm512_setzero_ps(); R];
-            for block in 0..at.blocks {
-                let place = Packing::Q4.place(block);
-                let scales = _mm512_cvtph_ps(_mm256_loadu_si256(tile.add(place.scales).cast()));
-                let mut start = [0; R];
-                for r in 0..R {
-                    start[r] = -8 * *at.sums[r].add(block);
-                }
-                let weights = tile.add(place.weights);
-                fetch_ahead::<{ Packing::Q4.share_lines() }, R>(tile.add(place.stream));
-                let dots = nibbles_avx512::<R>(weights, &at.q, block, start);
-                for r in 0..R {
-                    let xs = _mm512_set1_ps(*at.scales[r].add(block));
-                    sums[r] = _mm512_fmadd_ps(dots[r], _mm512_mul_ps(scales, xs), sums[r]);
-                }
-            }
+        let mut sums: [__m512; R] = [_mm512_setzero_ps(); R];
+        for block in 0..at.blocks {
+            let place = Packing::Q4.place(block);
+            let scales = _mm512_cvtph_ps(_mm256_loadu_si256(tile.add(place.scales).cast()));
+            let mut start = [0; R];
             for r in 0..R {
-                _mm512_storeu_ps(out[row + r].as_mut_ptr(), sums[r]);
+                start[r] = -8 * *at.sums[r].add(block);
             }
+            let weights = tile.add(place.weights);
+            fetch_ahead::<{ Packing::Q4.share_lines() }, R>(tile.add(place.stream));
+            let dots = nibbles_avx512::<R>(weights, &at.q, block, start);
+            for r in 0..R {
+                let xs = _mm512_set1_ps(*at.scales[r].add(block));
+                sums[r] = _mm512_fmadd_ps(dots[r], _mm512_mul_ps(scales, xs), sums[r]);
+            }
+        }
+        for r in 0..R {
+            _mm512_storeu_ps(out[r].as_mut_ptr(), sums[r]);
         }
     }
 }
 
 /// Nibbles with scales and minima of two levels, with AVX512-VNNI.
+#[inline]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vnni")]
-unsafe fn q4k_avx512<const R: usize>(
-    run: Run<'_>,
-    x: &Operand<'_>,
-    (first, row): (usize, usize),
-    out: &mut [[Line; ROWS]],
-) {
-    let at = checked::<R>(Packing::Q4K, (run, out.len()), x, first + row);
+unsafe fn q4k_avx512<const R: usize>(at: &Checked<R>, tile: *const u8, out: &mut [Line]) {
     // SAFETY: the file's invariant; the caller has the features.
     unsafe {
-        for (tile, out) in out.iter_mut().enumerate() {
-            let tile = run.bytes.as_ptr().add(tile * run.stride);
-            let mut sums: [__m512; R] = [_mm512_setzero_ps(); R];
-            for block in 0..at.blocks {
-                let place = Packing::Q4K.place(block);
-                let first = tile.add(place.supers);
-                let d = _mm512_cvtph_ps(_mm256_loadu_si256(first.cast()));
-                let dmin = _mm512_cvtph_ps(_mm256_loadu_si256(first.add(TILE * 2).cast()));
-                let factors = tile.add(place.scales);
-                let factor = _mm512_cvtepu8_epi32(_mm_loadu_si128(factors.cast()));
-                let scales = _mm512_mul_ps(d, _mm512_cvtepi32_ps(factor));
-                let factor = _mm512_cvtepu8_epi32(_mm_loadu_si128(factors.add(TILE).cast()));
-                let mins = _mm512_mul_ps(dmin, _mm512_cvtepi32_ps(factor));
-                let weights = tile.add(place.weights);
-                fetch_ahead::<{ Packing::Q4K.share_lines() }, R>(tile.add(place.stream));
-                let dots = nibbles_avx512::<R>(weights, &at.q, block, [0; R]);
-                for r in 0..R {
-                    let xs = *at.scales[r].add(block);
-                    let scale = _mm512_mul_ps(scales, _mm512_set1_ps(xs));
-                    let sum = _mm512_fmadd_ps(dots[r], scale, sums[r]);
-                    let shift = _mm512_set1_ps(xs * *at.sums[r].add(block) as f32);
-                    sums[r] = _mm512_fnmadd_ps(mins, shift, sum);
-                }
-            }
+        let mut sums: [__m512; R] = [_mm512_setzero_ps(); R];
+        for block in 0..at.blocks {
+            let place = Packing::Q4K.place(block);
+            let first = tile.add(place.supers);
+            let d = _mm512_cvtph_ps(_mm256_loadu_si256(first.cast()));
+            let dmin = _mm512_cvtph_ps(_mm256_loadu_si256(first.add(TILE * 2).cast()));
+            let factors = tile.add(place.scales);
+            let factor = _mm512_cvtepu8_epi32(_mm_loadu_si128(factors.cast()));
+            let scales = _mm512_mul_ps(d, _mm512_cvtepi32_ps(factor));
+            let factor = _mm512_cvtepu8_epi32(_mm_loadu_si128(factors.add(TILE).cast()));
+            let mins = _mm512_mul_ps(dmin, _mm512_cvtepi32_ps(factor));
+            let weights = tile.add(place.weights);
+            fetch_ahead::<{ Packing::Q4K.share_lines() }, R>(tile.add(place.stream));
+            let dots = nibbles_avx512::<R>(weights, &at.q, block, [0; R]);
             for r in 0..R {
-                _mm512_storeu_ps(out[row + r].as_mut_ptr(), sums[r]);
+                let xs = *at.scales[r].add(block);
+                let scale = _mm512_mul_ps(scales, _mm512_set1_ps(xs));
+                let sum = _mm512_fmadd_ps(dots[r], scale, sums[r]);
+                let shift = _mm512_set1_ps(xs * *at.sums[r].add(block) as f32);
+                sums[r] = _mm512_fnmadd_ps(mins, shift, sum);
             }
+        }
+        for r in 0..R {
+            _mm512_storeu_ps(out[r].as_mut_ptr(), sums[r]);
         }
     }
 }
@@ -596,7 +546,7 @@ const fn part(rows: usize, fit: usize) -> usize {
 
 /// An entry of the table: any number of rows of one packing with the named features, a part at a time.
 macro_rules! entry {
-    ($name:ident, $kernel:ident, $features:literal, $fit:literal, $rows:tt) => {
+    ($name:ident, $kernel:ident, $packing:ident, $features:literal, $fit:literal, $rows:tt) => {
         /// See [`super::Kernels::dot`].
         ///
         /// # Safety
@@ -611,20 +561,21 @@ macro_rules! entry {
             let mut row = 0;
             while row < rows {
                 let count = part(rows - row, $fit);
-                by_rows!($kernel, count, run, x, (first, row), out, $rows);
+                by_rows!($kernel, $packing, run, x, (first, row, count), out, $rows);
                 row += count;
             }
         }
     };
 }
 
-entry!(dot_q8_avx2, q8_avx2, "avx2,fma,f16c", 5, [1, 2, 3, 4, 5]);
-entry!(dot_q4_avx2, q4_avx2, "avx2,fma,f16c", 4, [1, 2, 3, 4]);
-entry!(dot_q4k_avx2, q4k_avx2, "avx2,fma,f16c", 4, [1, 2, 3, 4]);
-entry!(dot_q8_avx_vnni, q8_avx_vnni, "avx2,fma,f16c,avxvnni", 5, [1, 2, 3, 4, 5]);
+entry!(dot_q8_avx2, q8_avx2, Q8, "avx2,fma,f16c", 5, [1, 2, 3, 4, 5]);
+entry!(dot_q4_avx2, q4_avx2, Q4, "avx2,fma,f16c", 4, [1, 2, 3, 4]);
+entry!(dot_q4k_avx2, q4k_avx2, Q4K, "avx2,fma,f16c", 4, [1, 2, 3, 4]);
+entry!(dot_q8_avx_vnni, q8_avx_vnni, Q8, "avx2,fma,f16c,avxvnni", 5, [1, 2, 3, 4, 5]);
 entry!(
     dot_q8_avx512,
     q8_avx512,
+    Q8,
     "avx2,fma,f16c,avx512f,avx512bw,avx512vnni",
     8,
     [1, 2, 3, 4, 5, 6, 7, 8]
@@ -632,6 +583,7 @@ entry!(
 entry!(
     dot_q4_avx512,
     q4_avx512,
+    Q4,
     "avx2,fma,f16c,avx512f,avx512bw,avx512vnni",
     8,
     [1, 2, 3, 4, 5, 6, 7, 8]
@@ -639,6 +591,7 @@ entry!(
 entry!(
     dot_q4k_avx512,
     q4k_avx512,
+    Q4K,
     "avx2,fma,f16c,avx512f,avx512bw,avx512vnni",
     8,
     [1, 2, 3, 4, 5, 6, 7, 8]

@@ -72,6 +72,7 @@ impl Kernels {
         rows: (usize, usize),
         out: &mut [[Line; ROWS]],
     ) {
+        assert_eq!(run.tiles, out.len(), "lines for each tile");
         let dot = match packing {
             Packing::Q8 => self.dot_q8,
             Packing::Q4 => self.dot_q4,
