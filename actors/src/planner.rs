@@ -236,22 +236,6 @@ impl Planner {
         }
     }
 
-    /// What is foreseen when everything that was noted is believed, however little it was: for whoever measures for a
-    /// while and then asks once.
-    pub fn settle(mut self) -> Foresight {
-        for ratio in self.ratios.values_mut().filter(|ratio| ratio.foreseen_ns > 0) {
-            ratio.applied_permille = ratio.found();
-        }
-        self.correct();
-        self.foresight
-    }
-
-    /// Measured over foreseen time of one model on a class of units, in thousandths, by all that was noted.
-    pub fn found_permille(&self, class: &UnitClass, role: ModelRole) -> Option<u32> {
-        let ratio = self.ratios.get(&(class.clone(), role))?;
-        (ratio.foreseen_ns > 0).then(|| ratio.found())
-    }
-
     fn correct(&mut self) {
         let mut model = self.measured.clone();
         let kind = |class: &UnitClass| std::mem::discriminant(class);

@@ -2,17 +2,18 @@
 //!
 //! Jobs of one kind and one size are compared with what the loop says of exactly such a job; the sizes then lie on a line: what a
 //! job takes more, whatever its size, and what each further row or step takes more. *Invariant:* a size counts by the number
-//! of its jobs, and by those of them that were neither the slowest nor the quickest.
+//! of its jobs, and by those of them that were neither the slowest nor the quickest, in rounds that were neither.
 
 use std::collections::BTreeMap;
 
 use outrider_plans::ModelRole;
 use outrider_plans::cost::{Before, DRAFT_ROWS_MAX, DraftShape, PassShape, PlanTimes, Purpose};
 
+use super::middle::middle;
 use super::rounds::Answered;
 use crate::meter::{StageTiming, Work};
 
-/// Of the jobs of one size, one in so many is put aside at either end.
+/// Of the jobs of one size in a round, one in so many is put aside at either end.
 const ASIDE: usize = 20;
 /// Jobs of a size before which a line is not drawn through it.
 const JOBS_MIN: usize = 4;
@@ -42,18 +43,26 @@ pub(super) struct Line {
 /// What jobs took more than in a loop.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Excess {
-    sizes: BTreeMap<(Kind, u32), Vec<i64>>,
+    sizes: BTreeMap<(Kind, u32), Rounds>,
 }
 
+/// What the jobs of each round took more.
+type Rounds = BTreeMap<u32, Vec<i64>>;
+
 impl Excess {
-    /// Of all jobs of some answers that ran under a plan with these times.
-    pub(super) fn of<'a>(answers: impl Iterator<Item = &'a Answered>, times: &PlanTimes) -> Self {
+    /// Of all jobs of some answers, each in its round, that ran under a plan with these times.
+    pub(super) fn of<'a>(
+        answers: impl Iterator<Item = (u32, &'a Answered)>,
+        times: &PlanTimes,
+    ) -> Self {
         let mut found = Self::default();
-        answers.flat_map(|answered| &answered.jobs).for_each(|job| found.add(job, times));
+        for (round, answered) in answers {
+            answered.jobs.iter().for_each(|job| found.add((round, job), times));
+        }
         found
     }
 
-    fn add(&mut self, job: &StageTiming, times: &PlanTimes) {
+    fn add(&mut self, (round, job): (u32, &StageTiming), times: &PlanTimes) {
         let role = job.stage.role;
         let chain = if role == ModelRole::Target { &times.target } else { &times.draft };
         let Some(stage) = chain.iter().find(|stage| stage.stage == job.stage) else { return };
@@ -70,25 +79,30 @@ impl Excess {
             ModelRole::Draft => (Kind::Draft, steps),
         };
         let took_ns = job.at_ns.end - job.at_ns.start;
-        self.sizes.entry(size).or_default().push(took_ns as i64 - alone as i64);
+        let jobs = self.sizes.entry(size).or_default().entry(round).or_default();
+        jobs.push(took_ns as i64 - alone as i64);
     }
 
     /// The line through the sizes of a kind, each with its middle and by the number of its jobs.
     pub(super) fn line(&self, kind: Kind) -> Line {
         let of_kind = || self.sizes.iter().filter(|((of, _), _)| *of == kind);
-        let enough = of_kind().any(|(_, jobs)| jobs.len() >= JOBS_MIN);
+        let jobs = |rounds: &Rounds| rounds.values().map(Vec::len).sum::<usize>();
+        let enough = of_kind().any(|(_, rounds)| jobs(rounds) >= JOBS_MIN);
         let points: Vec<(f64, f64, f64)> = of_kind()
-            .filter(|(_, jobs)| !enough || jobs.len() >= JOBS_MIN)
-            .map(|((_, size), jobs)| (f64::from(*size), middle(jobs), jobs.len() as f64))
+            .filter(|(_, rounds)| !enough || jobs(rounds) >= JOBS_MIN)
+            .map(|((_, size), rounds)| {
+                let ns = middle(rounds.values().map(|jobs| mean(jobs)));
+                (f64::from(*size), ns as f64, jobs(rounds) as f64)
+            })
             .collect();
         let weight: f64 = points.iter().map(|(.., weight)| weight).sum();
         if weight == 0.0 {
             return Line::default();
         }
-        let mean = |of: fn(&(f64, f64, f64)) -> f64| {
+        let weighed = |of: fn(&(f64, f64, f64)) -> f64| {
             points.iter().map(|point| of(point) * point.2).sum::<f64>() / weight
         };
-        let (size, ns) = (mean(|p| p.0), mean(|p| p.1));
+        let (size, ns) = (weighed(|p| p.0), weighed(|p| p.1));
         let sum = |of: &dyn Fn(f64, f64) -> f64| {
             points.iter().map(|p| of(p.0 - size, p.1 - ns) * p.2).sum::<f64>()
         };
@@ -99,24 +113,23 @@ impl Excess {
 
     /// What jobs of a kind took more, whatever their size.
     pub(super) fn mean_ns(&self, kind: Kind) -> i64 {
-        let jobs: Vec<i64> = self
-            .sizes
-            .iter()
-            .filter(|((of, _), _)| *of == kind)
-            .flat_map(|(_, jobs)| jobs)
-            .copied()
-            .collect();
-        if jobs.is_empty() { 0 } else { middle(&jobs) as i64 }
+        let mut all = Rounds::new();
+        for (_, rounds) in self.sizes.iter().filter(|((of, _), _)| *of == kind) {
+            for (round, jobs) in rounds {
+                all.entry(*round).or_default().extend(jobs);
+            }
+        }
+        middle(all.values().map(|jobs| mean(jobs)))
     }
 }
 
-/// The mean without those at either end.
-fn middle(jobs: &[i64]) -> f64 {
+/// The mean of a round's jobs without those at either end.
+fn mean(jobs: &[i64]) -> i64 {
     let mut jobs = jobs.to_vec();
     jobs.sort_unstable();
     let aside = jobs.len() / ASIDE;
     let kept = &jobs[aside..jobs.len() - aside];
-    kept.iter().sum::<i64>() as f64 / kept.len().max(1) as f64
+    kept.iter().sum::<i64>() / kept.len().max(1) as i64
 }
 
 #[cfg(test)]
@@ -126,7 +139,7 @@ mod tests {
     fn excess(sizes: &[(u32, i64, usize)]) -> Excess {
         let mut excess = Excess::default();
         for &(size, ns, jobs) in sizes {
-            excess.sizes.insert((Kind::Pass, size), vec![ns; jobs]);
+            excess.sizes.insert((Kind::Pass, size), [(0, vec![ns; jobs])].into());
         }
         excess
     }
@@ -151,7 +164,21 @@ mod tests {
     #[test]
     fn what_stalls_now_and_then_is_put_aside() {
         let mut excess = excess(&[(1, 100, 39)]);
-        excess.sizes.get_mut(&(Kind::Pass, 1)).unwrap().push(1_000_000);
+        let rounds = excess.sizes.get_mut(&(Kind::Pass, 1)).unwrap();
+        rounds.get_mut(&0).unwrap().push(1_000_000);
         assert_eq!(excess.mean_ns(Kind::Pass), 100);
+    }
+
+    #[test]
+    fn a_round_in_which_the_machine_was_slow_is_put_aside() {
+        let mut excess = excess(&[(1, 100, 20), (3, 140, 20)]);
+        for (size, rounds) in &mut excess.sizes {
+            let ns = rounds[&0][0];
+            rounds.insert(1, vec![ns - 2; 20]);
+            rounds.insert(2, vec![ns + 2; 20]);
+            rounds.insert(3, vec![ns + 7000 * i64::from(size.1); 20]);
+        }
+        assert_eq!(excess.line(Kind::Pass), Line { one_ns: 101, each_ns: 20 });
+        assert_eq!(excess.mean_ns(Kind::Pass), 121);
     }
 }

@@ -5,6 +5,7 @@
 //!   rounds    the engine on a few plans, every job clocked: hops, turns, contention              rounds.rs
 //!   excess    what those jobs take more than in the loop                                         excess.rs
 //!   texts     the target's answers to prompts, and what the draft says at each position          texts.rs
+//!   middle    what several rounds of visits say together                                         middle.rs
 //!   session   who is visited when, and what all visits together say                              session/
 //! ```
 //!
@@ -16,6 +17,7 @@
 mod classes;
 mod excess;
 mod loops;
+mod middle;
 mod rounds;
 mod session;
 mod store;
@@ -33,11 +35,11 @@ use crate::engine::{EngineError, EngineLimits, PromptError};
 use crate::foresight::Foresight;
 use crate::pair::Pair;
 use crate::request::Refusal;
-use session::Session;
 
 pub use classes::classes;
 pub use loops::LoopError;
 pub(crate) use rounds::{Answered, Probe};
+pub(crate) use session::Session;
 pub use store::{Fingerprint, FreshCalibration, StoreError, default_path, load, save};
 pub use texts::PROMPTS;
 pub(crate) use texts::guessed;

@@ -17,6 +17,7 @@ use outrider_plans::{ModelRole, PartitionPlan, PlanContext};
 use tokio::sync::mpsc;
 
 use super::CalibrateError;
+use super::middle::middle;
 use crate::engine::{Engine, EngineLimits, EngineOptions};
 use crate::meter::StageTiming;
 use crate::pair::Pair;
@@ -150,6 +151,22 @@ pub(super) struct Clocked {
 }
 
 impl Clocked {
+    /// What rounds of visits say together: the sums of all, and the gaps of those in the middle.
+    pub(super) fn middle(rounds: &[Self]) -> Self {
+        let sum = |of: fn(&Self) -> (u64, u64)| {
+            let add = |a: (u64, u64), b: (u64, u64)| (a.0 + b.0, a.1 + b.1);
+            rounds.iter().map(of).fold((0, 0), add)
+        };
+        let gap = |of: fn(&Self) -> u64| middle(rounds.iter().map(|one| of(one) as i64)) as u64;
+        Self {
+            target: sum(|one| one.target),
+            draft: sum(|one| one.draft),
+            hops_ns: (gap(|one| one.hops_ns.0), gap(|one| one.hops_ns.1)),
+            between_ns: gap(|one| one.between_ns),
+            request_ns: gap(|one| one.request_ns),
+        }
+    }
+
     /// Adds up what was clocked while `layers` layers of the target ran.
     pub(super) fn of<'a>(answers: impl Iterator<Item = &'a Answered>, layers: usize) -> Self {
         let mut sums = Self::default();

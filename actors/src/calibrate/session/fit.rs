@@ -2,11 +2,16 @@
 //!
 //! *Invariant:* nothing is measured here, and each fit stands on those before it: units, then a split model, then pairs.
 
+use std::collections::BTreeMap;
+
 use outrider_pipeline::rehearsal::Course;
-use outrider_plans::cost::{AroundJobs, Contention, LinkProfile, MemoryDomain, RoleProfile};
+use outrider_plans::cost::{
+    AroundJobs, Contention, LinkProfile, MemoryDomain, PlanTimes, RoleProfile,
+};
 use outrider_plans::{ModelRole, PartitionPlan, UnitClass, UnitProfile, UnitSpec, Workload};
 
 use super::super::excess::{Excess, Kind};
+use super::super::middle::middle;
 use super::super::rounds::{self, Clocked};
 use super::{CalibrateError, Clock, DEPTH, Session, Visited};
 use crate::foresight::Foresight;
@@ -58,17 +63,15 @@ impl Session<'_> {
     fn around(&self, unit: &Visited) -> Result<AroundJobs, CalibrateError> {
         let plan = self.together(&unit.spec, DEPTH)?;
         let times = self.model.times(&plan, self.context).expect("its unit was just measured");
-        let answers = |drafting: bool| {
-            let of = move |clock: &&Clock| (clock.depth > 0) == drafting;
-            unit.engine.iter().filter(of).map(|clock| &clock.answered)
-        };
-        let (plain, drafting) = if self.pair.draft.is_some() {
-            (answers(false).collect::<Vec<_>>(), answers(true).collect())
+        let of = |drafting: bool| move |clock: &&Clock| (clock.depth > 0) == drafting;
+        let (plain, drafting): (Vec<&Clock>, Vec<&Clock>) = if self.pair.draft.is_some() {
+            let clocks = |drafting| unit.engine.iter().filter(of(drafting)).collect();
+            (clocks(false), clocks(true))
         } else {
-            (unit.engine.iter().map(|clock| &clock.answered).collect(), Vec::new())
+            (unit.engine.iter().collect(), Vec::new())
         };
-        let clocked = Clocked::of(plain.iter().copied(), self.layers());
-        let excess = Excess::of(plain.iter().copied(), &times);
+        let clocked = self.clocked(&plain);
+        let excess = longer(&plain, &times);
         let target_hop_ns = clocked.hops_ns.0;
         let around = AroundJobs {
             target_hop_ns,
@@ -81,8 +84,8 @@ impl Session<'_> {
         if drafting.is_empty() {
             return Ok(around);
         }
-        let clocked = Clocked::of(drafting.iter().copied(), self.layers());
-        let excess = Excess::of(drafting.iter().copied(), &times);
+        let clocked = self.clocked(&drafting);
+        let excess = longer(&drafting, &times);
         // What a round hops more than twice a plain one's goes with the draft.
         let both = clocked.hops_ns.0 + clocked.hops_ns.1;
         let (target, draft) = (excess.line(Kind::Pass), excess.line(Kind::Draft));
@@ -95,6 +98,14 @@ impl Session<'_> {
             draft_prompt_ns: excess.line(Kind::DraftPrompt).one_ns,
             ..around
         })
+    }
+
+    /// What all rounds say of the gaps between the jobs of these answers.
+    fn clocked(&self, clocks: &[&Clock]) -> Clocked {
+        let answers = |round: Vec<&Clock>| {
+            Clocked::of(round.iter().map(|clock| &clock.answered), self.layers())
+        };
+        Clocked::middle(&rounds_of(clocks).map(answers).collect::<Vec<_>>())
     }
 
     /// How the texts of these answers go under a plan by what is known so far.
@@ -122,11 +133,11 @@ impl Session<'_> {
         if self.split.is_empty() {
             return;
         }
-        let answers = || self.split.iter().map(|clock| &clock.answered);
-        let between_ns = Clocked::of(answers(), self.layers()).between_ns;
+        let clocks: Vec<&Clock> = self.split.iter().collect();
+        let between_ns = self.clocked(&clocks).between_ns;
         // Two stages, so twice of each: what a pass takes more, and what each of its further rows does, which goes with the
         // activations.
-        let line = Excess::of(answers(), &times).line(Kind::Pass);
+        let line = longer(&clocks, &times).line(Kind::Pass);
         let row_ns = (2 * line.each_ns).max(0) as u64;
         let row_bytes = 4 * self.context.target.width as u64;
         self.model.link_default = LinkProfile {
@@ -160,9 +171,9 @@ impl Session<'_> {
 
     fn fit_turns(&mut self, plan: &PartitionPlan, clocks: &[Clock]) {
         let Ok(times) = self.model.times(plan, self.context) else { return };
-        let answers = || clocks.iter().map(|clock| &clock.answered);
-        let clocked = Clocked::of(answers(), self.layers());
-        let excess = Excess::of(answers(), &times);
+        let clocks: Vec<&Clock> = clocks.iter().collect();
+        let clocked = self.clocked(&clocks);
+        let excess = longer(&clocks, &times);
         let hops = times.hop_ns(ModelRole::Target) + times.hop_ns(ModelRole::Draft);
         // Hops between sleeping units may be longer than those within one.
         let hopping = (clocked.hops_ns.0 + clocked.hops_ns.1) as i64 - hops as i64;
@@ -174,14 +185,25 @@ impl Session<'_> {
     fn fit_overlap(&mut self, plan: &PartitionPlan, clocks: &[Clock]) {
         let clocks: Vec<&Clock> =
             clocks.iter().filter(|clock| clock.text < self.texts.len()).collect();
-        if clocks.is_empty() {
-            return;
+        let rounds: Vec<_> = rounds_of(&clocks).collect();
+        let found: Vec<_> = rounds.iter().map(|clocks| self.beside(plan, clocks)).collect();
+        let all = |of: fn(&Contention) -> i64| middle(found.iter().map(of));
+        let last = self.model.contention.last_mut().expect("it was just pushed");
+        if !found.is_empty() {
+            last.target_permille = all(|one| one.target_permille.into()) as u32;
+            last.draft_permille = all(|one| one.draft_permille.into()) as u32;
+            last.target_hop_ns = all(|one| one.target_hop_ns);
         }
+    }
+
+    /// What the units of the last pair do to each other by the answers of one round.
+    fn beside(&mut self, plan: &PartitionPlan, clocks: &[&Clock]) -> Contention {
+        let before = self.model.contention.last().expect("it was just pushed").clone();
         let answers = || clocks.iter().map(|clock| &clock.answered);
         let clocked = Clocked::of(answers(), self.layers());
         let lasted_ns: i64 = answers().map(|answered| answered.lasted.as_nanos() as i64).sum();
         for _ in 0..FITTING_ROUNDS {
-            let course = self.rehearsed(plan, &clocks, Hops::Left);
+            let course = self.rehearsed(plan, clocks, Hops::Left);
             let found = self.model.contention.last_mut().expect("it was just pushed");
             let foreseen = [(course.jobs.0, course.jobs_ns.0), (course.jobs.1, course.jobs_ns.1)];
             found.target_permille =
@@ -189,10 +211,25 @@ impl Session<'_> {
             found.draft_permille = rounds::slower(found.draft_permille, clocked.draft, foreseen[1]);
             // What the answers then still took longer lies between the jobs. Gaps do not tell: in most of them the target
             // waits for the draft, and nothing says in which.
-            let course = self.rehearsed(plan, &clocks, Hops::Counted);
+            let course = self.rehearsed(plan, clocks, Hops::Counted);
             let found = self.model.contention.last_mut().expect("it was just pushed");
             let longer_ns = lasted_ns - course.total_ns as i64;
             found.target_hop_ns += longer_ns / (course.jobs.0.max(1) as i64);
         }
+        std::mem::replace(self.model.contention.last_mut().expect("it was just pushed"), before)
     }
+}
+
+/// Answers by the rounds in which they were given.
+fn rounds_of<'a>(clocks: &[&'a Clock]) -> impl Iterator<Item = Vec<&'a Clock>> {
+    let mut rounds: BTreeMap<u32, Vec<&Clock>> = BTreeMap::new();
+    for clock in clocks {
+        rounds.entry(clock.round).or_default().push(clock);
+    }
+    rounds.into_values()
+}
+
+/// What jobs took longer than in a loop.
+fn longer(clocks: &[&Clock], times: &PlanTimes) -> Excess {
+    Excess::of(clocks.iter().map(|clock| (clock.round, &clock.answered)), times)
 }

@@ -6,7 +6,7 @@
 
 mod fit;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use outrider_devices::{DeviceError, SlotLimits};
@@ -38,6 +38,8 @@ const TEXTS_SHARE: u32 = 8;
 
 /// An answer to a prompt, with every job clocked.
 struct Clock {
+    /// In which round of visits.
+    round: u32,
     /// Which prompt.
     text: usize,
     depth: u32,
@@ -51,6 +53,14 @@ struct Beside {
     overlap: Vec<Clock>,
 }
 
+/// What is visited in a round.
+enum Visit {
+    Unit(UnitClass),
+    Texts,
+    Split,
+    Pair(UnitSpec, UnitSpec),
+}
+
 /// What visits to a class of units gave.
 struct Visited {
     class: UnitClass,
@@ -61,7 +71,8 @@ struct Visited {
     engine: Vec<Clock>,
 }
 
-pub(super) struct Session<'a> {
+/// A calibration under way.
+pub(crate) struct Session<'a> {
     pair: &'a Pair,
     limits: EngineLimits,
     context: &'a PlanContext,
@@ -70,6 +81,9 @@ pub(super) struct Session<'a> {
     rounds: u32,
     slice: Duration,
     done: usize,
+    /// Which round it is, from 0, and what is still to be visited in it.
+    round: u32,
+    left: VecDeque<Visit>,
     units: Vec<Visited>,
     halves: Option<(UnitSpec, UnitSpec)>,
     split: Vec<Clock>,
@@ -84,7 +98,7 @@ pub(super) struct Session<'a> {
 }
 
 impl<'a> Session<'a> {
-    pub(super) fn new(
+    pub(crate) fn new(
         (pair, limits): (&'a Pair, EngineLimits),
         context: &'a PlanContext,
         options: Options<'a>,
@@ -115,6 +129,8 @@ impl<'a> Session<'a> {
             rounds,
             slice,
             done: 0,
+            round: 0,
+            left: VecDeque::new(),
             units,
             halves,
             split: Vec::new(),
@@ -139,13 +155,7 @@ impl<'a> Session<'a> {
     pub(super) async fn visit_all(&mut self) -> Result<(), CalibrateError> {
         for round in 0..self.rounds {
             let begun = self.begun.elapsed();
-            self.visit_units().await?;
-            if round == 0 {
-                self.tell("what the target answers, and what the draft says");
-                self.read_texts().await?;
-            }
-            self.visit_split().await?;
-            self.visit_pairs().await;
+            while self.visit_next().await? {}
             // Another round takes no longer than this one, without what is not done again.
             let mut round_took = self.begun.elapsed() - begun;
             if round == 0 {
@@ -160,8 +170,45 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
+    /// Makes the next visit. Returns whether more are left in its round; after the last one, another round begins.
+    ///
+    /// # Errors
+    /// A unit that fails is left out; it is an error if none is left.
+    pub(crate) async fn visit_next(&mut self) -> Result<bool, CalibrateError> {
+        if self.left.is_empty() {
+            self.left = self.round_of_visits();
+        }
+        match self.left.pop_front() {
+            Some(Visit::Unit(class)) => self.visit_unit_of(&class).await?,
+            Some(Visit::Texts) => {
+                self.tell("what the target answers, and what the draft says");
+                self.read_texts().await?;
+            }
+            Some(Visit::Split) => self.visit_split().await?,
+            Some(Visit::Pair(target, draft)) => self.visit_pair_of((&target, &draft)).await,
+            None => {}
+        }
+        let more = !self.left.is_empty();
+        self.round += u32::from(!more);
+        Ok(more)
+    }
+
+    /// How many visits a round has.
+    pub(crate) fn visits(&self) -> usize {
+        self.round_of_visits().len()
+    }
+
+    fn round_of_visits(&self) -> VecDeque<Visit> {
+        let units = self.units.iter().map(|unit| Visit::Unit(unit.class.clone()));
+        let texts = self.texts.is_empty().then_some(Visit::Texts);
+        let split = self.halves.is_some().then_some(Visit::Split);
+        let pairs = self.pairs.iter().map(|pair| &pair.units);
+        let pairs = pairs.map(|(target, draft)| Visit::Pair(target.clone(), draft.clone()));
+        units.chain(texts).chain(split).chain(pairs).collect()
+    }
+
     /// What all visits together say.
-    pub(super) fn result(mut self) -> Result<Results, CalibrateError> {
+    pub(crate) fn result(mut self) -> Result<Results, CalibrateError> {
         self.fit_units()?;
         self.fit_split();
         self.fit_pairs();
@@ -203,14 +250,16 @@ impl<'a> Session<'a> {
         Composition { mode, units, target, draft: Some(unit) }.plan("calibration", self.context)
     }
 
-    async fn visit_units(&mut self) -> Result<(), CalibrateError> {
-        for mut unit in std::mem::take(&mut self.units) {
-            match self.visit_unit(&mut unit).await {
-                Ok(()) => self.units.push(unit),
-                Err(error) => {
-                    tracing::warn!(class = %unit.class, %error, "left out of the calibration");
-                    self.left_out.insert(unit.class, error.to_string());
-                }
+    async fn visit_unit_of(&mut self, class: &UnitClass) -> Result<(), CalibrateError> {
+        let Some(place) = self.units.iter().position(|unit| unit.class == *class) else {
+            return Ok(());
+        };
+        let mut unit = self.units.remove(place);
+        match self.visit_unit(&mut unit).await {
+            Ok(()) => self.units.insert(place, unit),
+            Err(error) => {
+                tracing::warn!(%class, %error, "left out of the calibration");
+                self.left_out.insert(unit.class, error.to_string());
             }
         }
         if self.units.is_empty() {
@@ -291,7 +340,7 @@ impl<'a> Session<'a> {
             let text = (self.next_text + turn) % prompts.len();
             let depth = depths[turn % depths.len()];
             let answered = probe.answer(&prompts[text], TOKENS_MAX, speculation(depth)).await?;
-            clocks.push(Clock { text, depth, answered });
+            clocks.push(Clock { round: self.round, text, depth, answered });
             turn += 1;
         }
         self.next_text = (self.next_text + turn) % prompts.len();
@@ -365,18 +414,15 @@ impl<'a> Session<'a> {
     }
 
     /// A unit for each model: taking turns, and at the same time.
-    async fn visit_pairs(&mut self) {
-        for mut pair in std::mem::take(&mut self.pairs) {
-            self.tell("a unit for each model");
-            let (target, draft) = pair.units.clone();
-            if !self.all_measured(&[&target, &draft]) {
-                continue;
-            }
-            match self.visit_pair(&mut pair).await {
-                Ok(()) => self.pairs.push(pair),
-                Err(error) => {
-                    tracing::warn!(%error, "two units were not measured beside each other");
-                }
+    async fn visit_pair_of(&mut self, (target, draft): (&UnitSpec, &UnitSpec)) {
+        self.tell("a unit for each model");
+        let found = self.pairs.iter().position(|pair| (&pair.units.0, &pair.units.1) == (target, draft));
+        let Some(place) = found.filter(|_| self.all_measured(&[target, draft])) else { return };
+        let mut pair = self.pairs.remove(place);
+        match self.visit_pair(&mut pair).await {
+            Ok(()) => self.pairs.insert(place, pair),
+            Err(error) => {
+                tracing::warn!(%error, "two units were not measured beside each other");
             }
         }
     }
@@ -402,7 +448,7 @@ impl<'a> Session<'a> {
 }
 
 /// Times, texts, and the units that were left out.
-pub(super) type Results = (CostModel, Vec<SampleText>, BTreeMap<UnitClass, String>);
+pub(crate) type Results = (CostModel, Vec<SampleText>, BTreeMap<UnitClass, String>);
 
 /// Visits of a round: a loop and an engine for each class, the split target, turns and overlap of each pair.
 fn visits(units: usize, split: bool, pairs: usize) -> u32 {

@@ -5,38 +5,37 @@
 //! the runs, so that a stall counts no more than any other time.
 //!
 //! An error has three parts: the machine is not as fast as while it was calibrated, these texts are easier or harder to draft
-//! than those, and the model is wrong. References, plans that calibration runs too, take turns with the others and tell the
-//! first part, as jobs tell it to a running service's planner; the draft's reading of the finished texts tells the second.
+//! than those, and the model is wrong. So the machine is calibrated once more in turns with the plans, a visit to a unit after
+//! each plan, and the forecasts from that miss the first part; the draft's reading of the finished texts tells the second.
 //! *Invariant:* the raw error is of forecasts that were made before anything was measured, and no time of a plan that is
 //! checked flows into any forecast.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
 use outrider_pipeline::Speculation;
 use outrider_plans::search::Composition;
 use outrider_plans::{
-    AdapterKind, DraftTokens, Forecast, Mode, ModelRole, PartitionPlan, PlanContext, UnitClass,
+    AdapterKind, DraftTokens, Forecast, Mode, Objective, PartitionPlan, PlanContext, UnitClass,
     UnitSpec, Workload,
 };
 use serde::Serialize;
 
 use super::report::{Measured, median};
 use super::{BenchArguments, prompts};
-use crate::calibrate::{Answered, Probe, guessed};
+use crate::calibrate::{Answered, Options, Probe, Session, Step, guessed};
 use crate::cli::select::named_plan;
 use crate::cli::{CliError, calibrate, print_json};
 use crate::foresight::Foresight;
-use crate::planner::Planner;
-use outrider_plans::Objective;
 
 /// Prompts of the kind that calibration reads, none of which it does.
 const UNSEEN: &str = include_str!("unseen.tsv");
 /// Prompts that warm an engine up before its turn.
 const WARM_UP: usize = 4;
-/// Drafted tokens of the references, as many as calibration drafts.
-const REFERENCE_DEPTH: u32 = 4;
+/// Rounds of the calibration in turns for each run of the plans.
+const ROUNDS_A_RUN: usize = 2;
+/// The best plans of the search that are measured: the first is what it picks, and the others may be by the calibration in turns.
+const PICKS: usize = 3;
 
 /// One plan's figures.
 #[derive(Clone, Debug, Serialize)]
@@ -49,11 +48,11 @@ struct Row {
     spread: f64,
     /// Foreseen over measured, less 1.
     error: f64,
-    /// The same of what is foreseen for a machine as fast as the references found it.
-    corrected_error: f64,
-    /// The same for these very texts on that machine: what the model itself is wrong by.
+    /// The same of what is foreseen from the calibration that was taken in turns with the plans.
+    in_turns_error: f64,
+    /// The same for these very texts: what the model itself is wrong by.
     model_error: f64,
-    /// The same of the speeds over the plain plan on all cores.
+    /// The same of the speeds over the plain plan on all cores, by the calibration in turns.
     relative_error: f64,
     foreseen_acceptance: f64,
     measured_acceptance: Option<f64>,
@@ -65,17 +64,24 @@ struct Check {
     rows: Vec<Row>,
     median_error: f64,
     largest_error: f64,
-    median_corrected_error: f64,
-    largest_corrected_error: f64,
+    median_in_turns_error: f64,
+    largest_in_turns_error: f64,
     median_model_error: f64,
     largest_model_error: f64,
-    /// Measured over calibrated time of jobs, by class of units and model, in thousandths.
-    drift_permille: Vec<(String, u32)>,
     median_relative_error: f64,
     largest_relative_error: f64,
-    chosen: String,
-    /// Measured speed of the plan that the search picks over that of the best measured one.
-    chosen_over_best: f64,
+    /// By the calibration before.
+    chosen: Pick,
+    /// By the calibration in turns, among the plans that were measured.
+    chosen_in_turns: Pick,
+}
+
+/// What a search picks.
+#[derive(Clone, Debug, Serialize)]
+struct Pick {
+    plan: String,
+    /// Its measured speed over that of the best measured plan.
+    over_best: f64,
 }
 
 struct Contest {
@@ -86,9 +92,9 @@ struct Contest {
     laps: Vec<Vec<Duration>>,
 }
 
-/// Later forecasts of one plan, in tokens per second: for a machine as fast as now, and of these very texts besides.
+/// Later forecasts of one plan, in tokens per second: by the calibration in turns, and of these very texts besides.
 struct Foreseen {
-    corrected: f64,
+    in_turns: f64,
     on_these_texts: f64,
 }
 
@@ -146,49 +152,49 @@ pub(super) async fn run(arguments: &BenchArguments) -> Result<(), CliError> {
         enter(named_plan(name, &context)?)?;
     }
     let found = foresight.search(Objective::Throughput, None);
-    let best = found.ranked.into_iter().next().ok_or("the search found no plan")?;
-    let chosen = enter(best.plan)?;
+    let mut picks = Vec::with_capacity(PICKS);
+    for best in found.ranked.into_iter().take(PICKS) {
+        picks.push(enter(best.plan)?);
+    }
+    let chosen = *picks.first().ok_or("the search found no plan")?;
     let prompts = prompts(arguments, UNSEEN)?;
     let trace = calibrate::trace(arguments.trace.as_ref())?;
-    let references = references(&contests, &foresight)?;
-    let mut planner = Planner::new(foresight.clone(), contests[0].plan.clone());
+    let asked = Options {
+        prompts: calibrate::prompts(None)?,
+        budget: Duration::from_secs(calibrate::SECONDS),
+        progress: &|_: Step<'_>| {},
+        trace: None,
+    };
+    let mut session = Session::new((&pair, limits), &context, asked);
     let mut texts = Vec::new();
     for run in 1..=arguments.runs {
-        for index in turns(contests.len(), references.len(), run) {
-            let plan = match index {
-                Turn::Of(index) => &contests[index].plan,
-                Turn::Reference(index, _) => &references[index],
-            };
-            tracing::info!(run, plan = plan.name, "measuring");
-            let probe = match Probe::start(&pair, plan, (limits, &context)).await {
+        // As many visits as make whole rounds in a run, spread over its turns.
+        let visits = ROUNDS_A_RUN * session.visits();
+        let mut visited = 0;
+        for turn in 0..contests.len() {
+            let index = place(contests.len(), run, turn);
+            let contest = &mut contests[index];
+            tracing::info!(run, plan = contest.plan.name, "measuring");
+            let probe = match Probe::start(&pair, &contest.plan, (limits, &context)).await {
                 Ok(probe) => probe,
                 Err(error) => {
-                    eprintln!("run {run}: {} does not start: {error}", plan.name);
+                    eprintln!("run {run}: {} does not start: {error}", contest.plan.name);
                     continue;
                 }
             };
-            let prompts = match index {
-                Turn::Of(_) => &prompts[..],
-                Turn::Reference(_, part) => part_of(&prompts, part),
-            };
-            let answers = turn(arguments, &probe, prompts).await?;
+            let answers = answers(arguments, &probe, &prompts).await?;
             probe.stop();
             if let Some(trace) = &trace {
-                trace.add(plan, &answers);
+                trace.add(&contest.plan, &answers);
             }
-            match index {
-                Turn::Of(index) => {
-                    let contest = &mut contests[index];
-                    contest.runs.push(Measured::of(&answers));
-                    contest.laps.push(answers.iter().map(|answer| answer.lasted).collect());
-                    if texts.is_empty() && index == 0 {
-                        texts = answers;
-                    }
-                }
-                Turn::Reference(..) => {
-                    planner.runs(plan.clone());
-                    answers.iter().flat_map(|a| &a.jobs).for_each(|job| planner.note(job));
-                }
+            contest.runs.push(Measured::of(&answers));
+            contest.laps.push(answers.iter().map(|answer| answer.lasted).collect());
+            if texts.is_empty() && index == 0 {
+                texts = answers;
+            }
+            while visited < visits * (turn + 1) / contests.len() {
+                session.visit_next().await?;
+                visited += 1;
             }
         }
         if contests[0].runs.is_empty() {
@@ -196,24 +202,22 @@ pub(super) async fn run(arguments: &BenchArguments) -> Result<(), CliError> {
         }
         eprintln!("run {run} of {}: {}", arguments.runs, Check::in_short(&contests));
     }
-    let drift = drift(&planner, &foresight);
-    let corrected = planner.settle();
+    let (model, calibrated, _) = session.result()?;
     let all = UnitSpec::Cpu { cores: context.machine.big_cores() };
     let texts = guessed(&pair, &all, limits.slots(&pair), texts)?;
-    let these = Foresight::of_pair(
-        &pair,
-        limits,
-        (corrected.model.clone(), context.clone()),
-        Workload::single(texts),
-    );
+    let with = |texts| {
+        let known = (model.clone(), context.clone());
+        Foresight::of_pair(&pair, limits, known, Workload::single(texts))
+    };
+    let (in_turns, on_these) = (with(calibrated), with(texts));
     let mut foreseen = Vec::with_capacity(contests.len());
     for contest in &contests {
         foreseen.push(Foreseen {
-            corrected: rate(&corrected.forecast(&contest.plan)?),
-            on_these_texts: rate(&these.forecast(&contest.plan)?),
+            in_turns: rate(&in_turns.forecast(&contest.plan)?),
+            on_these_texts: rate(&on_these.forecast(&contest.plan)?),
         });
     }
-    let check = Check::of((&contests, &foreseen), chosen, drift);
+    let check = Check::of(&contests, &foreseen, chosen);
     if arguments.json {
         return print_json(&check);
     }
@@ -221,71 +225,10 @@ pub(super) async fn run(arguments: &BenchArguments) -> Result<(), CliError> {
     Ok(())
 }
 
-/// Whose turn it is.
-#[derive(Clone, Copy)]
-enum Turn {
-    Of(usize),
-    /// With one part of the prompts.
-    Reference(usize, usize),
-}
-
-/// Parts of the prompts, one for each time that the references have their turn in a run.
-const PARTS: usize = 3;
-
-fn part_of(prompts: &[String], part: usize) -> &[String] {
-    let len = prompts.len();
-    let parts = PARTS.min(len);
-    let part = part % parts;
-    &prompts[len * part / parts..len * (part + 1) / parts]
-}
-
-/// The turns of a run: every plan once, all references three times between, each time with another part
-/// of the prompts, and each run begins with another plan.
-fn turns(plans: usize, references: usize, run: usize) -> Vec<Turn> {
-    let every = plans.div_ceil(PARTS).max(1);
-    let mut turns = Vec::new();
-    for turn in 0..plans {
-        if turn % every == 0 {
-            turns.extend((0..references).map(|index| Turn::Reference(index, turn / every)));
-        }
-        turns.push(Turn::Of((turn + run - 1) % plans));
-    }
-    turns
-}
-
-/// Plans that calibration runs too, one for each class of units that the plans use.
-fn references(contests: &[Contest], foresight: &Foresight) -> Result<Vec<PartitionPlan>, CliError> {
-    let context = &foresight.context;
-    let mut found: BTreeMap<UnitClass, UnitSpec> = BTreeMap::new();
-    for spec in contests.iter().flat_map(|contest| contest.plan.units.values()) {
-        let class = UnitClass::of(spec, &context.machine);
-        if foresight.model.units.contains_key(&class) {
-            found.entry(class).or_insert_with(|| spec.clone());
-        }
-    }
-    let layers = context.target.layers();
-    let reference = |spec: UnitSpec| {
-        let plain = Composition::plain(spec, layers);
-        let composition = match context.draft {
-            Some(_) => {
-                let draft_tokens = DraftTokens::Fixed(REFERENCE_DEPTH);
-                Composition { mode: Mode::Sequential { draft_tokens }, draft: Some(0), ..plain }
-            }
-            None => plain,
-        };
-        Ok(composition.plan("reference", context)?)
-    };
-    found.into_values().map(reference).collect()
-}
-
-/// What the references say of each class of units and model.
-fn drift(planner: &Planner, foresight: &Foresight) -> Vec<(String, u32)> {
-    let roles = [ModelRole::Target, ModelRole::Draft];
-    let of = |class| roles.into_iter().map(move |role| (class, role));
-    let found = |(class, role): (&UnitClass, ModelRole)| {
-        Some((format!("{role} on {class}"), planner.found_permille(class, role)?))
-    };
-    foresight.model.units.keys().flat_map(of).filter_map(found).collect()
+/// Whose turn it is: no plan always comes first, nor after the same other one.
+fn place(plans: usize, run: usize, turn: usize) -> usize {
+    let turn = if run.is_multiple_of(2) { plans - 1 - turn } else { turn };
+    (turn + run - 1) % plans
 }
 
 fn rate(forecast: &Forecast) -> f64 {
@@ -293,7 +236,7 @@ fn rate(forecast: &Forecast) -> f64 {
 }
 
 /// One plan's turn: all prompts, one after the other.
-async fn turn(
+async fn answers(
     arguments: &BenchArguments,
     probe: &Probe,
     prompts: &[String],
@@ -394,27 +337,32 @@ impl Check {
     }
 
     /// Of the plans that could be measured. The plain one on all cores always can, or nothing could be compared.
-    fn of(
-        (contests, foreseen): (&[Contest], &[Foreseen]),
-        chosen: usize,
-        drift_permille: Vec<(String, u32)>,
-    ) -> Self {
-        let chosen = contests[chosen].plan.name.as_str();
+    fn of(contests: &[Contest], foreseen: &[Foreseen], chosen: usize) -> Self {
         let measured = contests.iter().zip(foreseen).filter(|(c, _)| !c.runs.is_empty());
         let measured: Vec<(&Contest, &Foreseen)> = measured.collect();
-        let plain = measured[0].0;
+        let (plain, plain_foreseen) = measured[0];
+        let best = measured.iter().map(|(contest, _)| contest.speed()).fold(0.0, f64::max);
+        let pick = |contest: &Contest| {
+            let speed = if contest.runs.is_empty() { 0.0 } else { contest.speed() };
+            Pick { plan: contest.plan.name.clone(), over_best: speed / best }
+        };
+        let ahead = |a: &&(&Contest, &Foreseen), b: &&(&Contest, &Foreseen)| {
+            a.1.in_turns.total_cmp(&b.1.in_turns)
+        };
+        let chosen_in_turns = measured.iter().max_by(ahead).map_or(plain, |(contest, _)| contest);
+        let (chosen, chosen_in_turns) = (pick(&contests[chosen]), pick(chosen_in_turns));
         let row = |(contest, foreseen): &(&Contest, &Foreseen)| {
             let measured = contest.speed();
             let over = measured / plain.speed();
             let raw = rate(&contest.forecast);
-            let foreseen_over = raw / rate(&plain.forecast);
+            let foreseen_over = foreseen.in_turns / plain_foreseen.in_turns;
             Row {
                 plan: contest.plan.name.clone(),
                 id: contest.plan.fingerprint().to_string(),
                 foreseen: raw,
                 measured,
                 error: raw / measured - 1.0,
-                corrected_error: foreseen.corrected / measured - 1.0,
+                in_turns_error: foreseen.in_turns / measured - 1.0,
                 model_error: foreseen.on_these_texts / measured - 1.0,
                 spread: contest.spread(),
                 relative_error: foreseen_over / over - 1.0,
@@ -426,25 +374,20 @@ impl Check {
         // The plain plan on all cores is what calibration was taken on.
         let errors = |of: fn(&Row) -> f64| middle_and_largest(rows.iter().skip(1).map(of));
         let (median_error, largest_error) = errors(|row| row.error);
-        let (median_corrected_error, largest_corrected_error) = errors(|row| row.corrected_error);
+        let (median_in_turns_error, largest_in_turns_error) = errors(|row| row.in_turns_error);
         let (median_model_error, largest_model_error) = errors(|row| row.model_error);
         let (median_relative_error, largest_relative_error) = errors(|row| row.relative_error);
-        let best = rows.iter().map(|row| row.measured).fold(0.0, f64::max);
         Self {
             median_error,
             largest_error,
-            median_corrected_error,
-            largest_corrected_error,
+            median_in_turns_error,
+            largest_in_turns_error,
             median_model_error,
             largest_model_error,
-            drift_permille,
             median_relative_error,
             largest_relative_error,
-            chosen: chosen.to_owned(),
-            chosen_over_best: rows
-                .iter()
-                .find(|row| row.plan == chosen)
-                .map_or(0.0, |row| row.measured / best),
+            chosen,
+            chosen_in_turns,
             rows,
         }
     }
@@ -460,7 +403,7 @@ impl fmt::Display for Check {
             "measured",
             "spread",
             "error",
-            "corrected",
+            "in turns",
             "model",
             "relative",
             "acceptance",
@@ -477,7 +420,7 @@ impl fmt::Display for Check {
                 row.measured,
                 100.0 * row.spread,
                 100.0 * row.error,
-                100.0 * row.corrected_error,
+                100.0 * row.in_turns_error,
                 100.0 * row.model_error,
                 100.0 * row.relative_error,
                 row.foreseen_acceptance,
@@ -494,12 +437,12 @@ impl fmt::Display for Check {
             self.largest_error,
         )?;
         line(
-            "corrected for what the machine takes now, by the references",
-            self.median_corrected_error,
-            self.largest_corrected_error,
+            "by a calibration that was taken in turns with them",
+            self.median_in_turns_error,
+            self.largest_in_turns_error,
         )?;
         line(
-            "and for how often the draft is right on these texts: the model",
+            "and knowing how often the draft is right on these texts: the model",
             self.median_model_error,
             self.largest_model_error,
         )?;
@@ -508,39 +451,36 @@ impl fmt::Display for Check {
             self.median_relative_error,
             self.largest_relative_error,
         )?;
-        let drift = self.drift_permille.iter();
-        let drift = drift.map(|(of, permille)| format!("{of} {:.3}", f64::from(*permille) / 1e3));
+        let Self { chosen, chosen_in_turns, .. } = self;
         writeln!(
             f,
-            "time of the references' jobs over that at calibration: {}",
-            drift.collect::<Vec<_>>().join(", ")
-        )?;
-        writeln!(
-            f,
-            "the search picks {}, {:.1} % of the best measured speed",
-            self.chosen,
-            100.0 * self.chosen_over_best
+            "the search picks {}, {:.1} % of the best measured speed; of these plans the calibration in turns picks {}, {:.1} %",
+            chosen.plan,
+            100.0 * chosen.over_best,
+            chosen_in_turns.plan,
+            100.0 * chosen_in_turns.over_best
         )
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Turn, turns};
+    use super::place;
 
-    /// No plan always comes first, and references are spread over the run.
     #[test]
-    fn every_plan_has_one_turn_a_run_and_references_come_between() {
+    fn every_plan_has_one_turn_a_run_and_none_always_the_same_place() {
+        let of = |run| (0..9).map(|turn| place(9, run, turn)).collect::<Vec<_>>();
         for run in 1..6 {
-            let turns = turns(9, 2, run);
-            let mut plans: Vec<usize> = turns
-                .iter()
-                .filter_map(|turn| if let Turn::Of(plan) = turn { Some(*plan) } else { None })
-                .collect();
-            assert_eq!(plans[0], run - 1);
+            let mut plans = of(run);
             plans.sort_unstable();
-            assert_eq!(plans, (0..9).collect::<Vec<_>>());
-            assert_eq!(turns.len(), 9 + 3 * 2);
+            assert!(plans.into_iter().eq(0..9));
         }
+        let after = |run, plan| {
+            let turns = of(run);
+            let at = turns.iter().position(|one| *one == plan).unwrap();
+            at.checked_sub(1).map(|before| turns[before])
+        };
+        assert!((0..9).all(|plan| after(1, plan) != after(2, plan)));
+        assert_ne!(of(1)[0], of(2)[0]);
     }
 }
