@@ -2,7 +2,8 @@
 //!
 //! Jobs of one kind and one size are compared with what the loop says of exactly such a job; the sizes then lie on a line: what a
 //! job takes more, whatever its size, and what each further row or step takes more. *Invariant:* a size counts by the number
-//! of its jobs, and by those of them that were neither the slowest nor the quickest, in rounds that were neither.
+//! of its jobs, and a round by the mean of all of its: jobs that take turns being quick and slow are no outliers, and a text
+//! takes the sum of them. What was held up for longer is put aside by rounds.
 
 use std::collections::BTreeMap;
 
@@ -13,8 +14,6 @@ use super::middle::middle;
 use super::rounds::Answered;
 use crate::meter::{StageTiming, Work};
 
-/// Of the jobs of one size in a round, one in so many is put aside at either end.
-const ASIDE: usize = 20;
 /// Jobs of a size before which a line is not drawn through it.
 const JOBS_MIN: usize = 4;
 
@@ -50,7 +49,7 @@ pub(super) struct Excess {
 type Rounds = BTreeMap<u32, Vec<i64>>;
 
 impl Excess {
-    /// Of all jobs of some answers, each in its round, that ran under a plan with these times.
+    /// Of all jobs of some answers, each in its round or part of it, that ran under a plan with these times.
     pub(super) fn of<'a>(
         answers: impl Iterator<Item = (u32, &'a Answered)>,
         times: &PlanTimes,
@@ -123,13 +122,9 @@ impl Excess {
     }
 }
 
-/// The mean of a round's jobs without those at either end.
+/// The mean of a round's jobs.
 fn mean(jobs: &[i64]) -> i64 {
-    let mut jobs = jobs.to_vec();
-    jobs.sort_unstable();
-    let aside = jobs.len() / ASIDE;
-    let kept = &jobs[aside..jobs.len() - aside];
-    kept.iter().sum::<i64>() / kept.len().max(1) as i64
+    jobs.iter().sum::<i64>() / jobs.len().max(1) as i64
 }
 
 #[cfg(test)]
@@ -159,14 +154,6 @@ mod tests {
         assert_eq!(excess(&[(5, -70, 3)]).line(Kind::Pass), Line { one_ns: -70, each_ns: 0 });
         assert_eq!(Excess::default().line(Kind::Draft), Line::default());
         assert_eq!(Excess::default().mean_ns(Kind::Draft), 0);
-    }
-
-    #[test]
-    fn what_stalls_now_and_then_is_put_aside() {
-        let mut excess = excess(&[(1, 100, 39)]);
-        let rounds = excess.sizes.get_mut(&(Kind::Pass, 1)).unwrap();
-        rounds.get_mut(&0).unwrap().push(1_000_000);
-        assert_eq!(excess.mean_ns(Kind::Pass), 100);
     }
 
     #[test]

@@ -213,21 +213,21 @@ fn lasted(job: &StageTiming) -> u64 {
     job.at_ns.end - job.at_ns.start
 }
 
-/// A mean without the largest hundredth: one long stall says nothing of the rest.
+/// A mean.
 #[derive(Default)]
 struct Mean {
-    values: Vec<u64>,
+    count: u64,
+    sum: u64,
 }
 
 impl Mean {
     fn add(&mut self, value: u64) {
-        self.values.push(value);
+        self.count += 1;
+        self.sum += value;
     }
 
-    fn get(mut self) -> u64 {
-        self.values.sort_unstable();
-        let kept = self.values.len() - self.values.len() / 100;
-        self.values[..kept].iter().sum::<u64>().checked_div(kept as u64).unwrap_or(0)
+    fn get(self) -> u64 {
+        self.sum.checked_div(self.count).unwrap_or(0)
     }
 }
 

@@ -100,12 +100,12 @@ impl Session<'_> {
         })
     }
 
-    /// What all rounds say of the gaps between the jobs of these answers.
+    /// What all parts say of the gaps between the jobs of these answers.
     fn clocked(&self, clocks: &[&Clock]) -> Clocked {
-        let answers = |round: Vec<&Clock>| {
-            Clocked::of(round.iter().map(|clock| &clock.answered), self.layers())
+        let answers = |part: Vec<&Clock>| {
+            Clocked::of(part.iter().map(|clock| &clock.answered), self.layers())
         };
-        Clocked::middle(&rounds_of(clocks).map(answers).collect::<Vec<_>>())
+        Clocked::middle(&parts_of(clocks).map(answers).collect::<Vec<_>>())
     }
 
     /// How the texts of these answers go under a plan by what is known so far.
@@ -185,8 +185,8 @@ impl Session<'_> {
     fn fit_overlap(&mut self, plan: &PartitionPlan, clocks: &[Clock]) {
         let clocks: Vec<&Clock> =
             clocks.iter().filter(|clock| clock.text < self.texts.len()).collect();
-        let rounds: Vec<_> = rounds_of(&clocks).collect();
-        let found: Vec<_> = rounds.iter().map(|clocks| self.beside(plan, clocks)).collect();
+        let parts: Vec<_> = parts_of(&clocks).collect();
+        let found: Vec<_> = parts.iter().map(|clocks| self.beside(plan, clocks)).collect();
         let all = |of: fn(&Contention) -> i64| middle(found.iter().map(of));
         let last = self.model.contention.last_mut().expect("it was just pushed");
         if !found.is_empty() {
@@ -196,7 +196,7 @@ impl Session<'_> {
         }
     }
 
-    /// What the units of the last pair do to each other by the answers of one round.
+    /// What the units of the last pair do to each other by the answers of one part.
     fn beside(&mut self, plan: &PartitionPlan, clocks: &[&Clock]) -> Contention {
         let before = self.model.contention.last().expect("it was just pushed").clone();
         let answers = || clocks.iter().map(|clock| &clock.answered);
@@ -220,16 +220,16 @@ impl Session<'_> {
     }
 }
 
-/// Answers by the rounds in which they were given.
-fn rounds_of<'a>(clocks: &[&'a Clock]) -> impl Iterator<Item = Vec<&'a Clock>> {
-    let mut rounds: BTreeMap<u32, Vec<&Clock>> = BTreeMap::new();
+/// Answers by the parts of visits in which they were given.
+fn parts_of<'a>(clocks: &[&'a Clock]) -> impl Iterator<Item = Vec<&'a Clock>> {
+    let mut parts: BTreeMap<u32, Vec<&Clock>> = BTreeMap::new();
     for clock in clocks {
-        rounds.entry(clock.round).or_default().push(clock);
+        parts.entry(clock.part).or_default().push(clock);
     }
-    rounds.into_values()
+    parts.into_values()
 }
 
 /// What jobs took longer than in a loop.
 fn longer(clocks: &[&Clock], times: &PlanTimes) -> Excess {
-    Excess::of(clocks.iter().map(|clock| (clock.round, &clock.answered)), times)
+    Excess::of(clocks.iter().map(|clock| (clock.part, &clock.answered)), times)
 }

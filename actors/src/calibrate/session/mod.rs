@@ -31,15 +31,20 @@ const DEPTHS: [u32; 5] = [0, 4, 1, 8, 2];
 /// Most tokens of an answer.
 const TOKENS_MAX: u32 = 48;
 /// Most rounds, and what a visit should last at least.
-const ROUNDS_MAX: u32 = 4;
-const VISIT_MIN: Duration = Duration::from_millis(600);
+const ROUNDS_MAX: u32 = 6;
+const VISIT_MIN: Duration = Duration::from_millis(450);
+/// Answers that warm an engine up, unless they take more than one part in so many of its slice.
+const WARM_UP: usize = 4;
+const WARM_UP_SHARE: u32 = 3;
+/// Parts of visits to a thing that are put beside each other, at least: where there are fewer rounds, visits are divided.
+const PARTS_MIN: u32 = 4;
 /// Of the time, one part in so many is for the texts; as much is kept for the search.
 const TEXTS_SHARE: u32 = 8;
 
 /// An answer to a prompt, with every job clocked.
 struct Clock {
-    /// In which round of visits.
-    round: u32,
+    /// In which part of which visit; parts of all visits to a thing are put beside each other.
+    part: u32,
     /// Which prompt.
     text: usize,
     depth: u32,
@@ -331,16 +336,28 @@ impl<'a> Session<'a> {
             depth => Speculation::Depth(depth),
         };
         // A prompt that is asked about twice would be half in the caches.
-        let far = (self.next_text + prompts.len() / 2) % prompts.len();
+        let far = self.next_text + prompts.len() / 2;
         let deepest = depths.iter().copied().max().unwrap_or(0);
-        probe.answer(&prompts[far], TOKENS_MAX, speculation(deepest)).await?;
+        let warm = Instant::now() + self.slice / WARM_UP_SHARE;
+        for text in 0..WARM_UP {
+            let text = (far + text) % prompts.len();
+            probe.answer(&prompts[text], TOKENS_MAX, speculation(deepest)).await?;
+            if Instant::now() > warm {
+                break;
+            }
+        }
+        let parts = PARTS_MIN.div_ceil(self.rounds);
+        let begun = Instant::now();
+        let left = end.saturating_duration_since(begun);
         let mut clocks = Vec::new();
         let mut turn = 0;
         while turn < depths.len() || (Instant::now() < end && turn < prompts.len()) {
             let text = (self.next_text + turn) % prompts.len();
             let depth = depths[turn % depths.len()];
+            let gone = begun.elapsed().as_nanos() * u128::from(parts) / left.as_nanos().max(1);
+            let part = self.round * parts + (gone as u32).min(parts - 1);
             let answered = probe.answer(&prompts[text], TOKENS_MAX, speculation(depth)).await?;
-            clocks.push(Clock { round: self.round, text, depth, answered });
+            clocks.push(Clock { part, text, depth, answered });
             turn += 1;
         }
         self.next_text = (self.next_text + turn) % prompts.len();
@@ -478,7 +495,7 @@ mod tests {
             assert!((1..=ROUNDS_MAX).contains(&rounds));
             assert!(rounds * visits * slice <= time, "{units} units");
         }
-        assert_eq!(shares(time, visits(2, true, 1)).0, 4);
+        assert_eq!(shares(time, visits(2, true, 1)).0, 5);
         assert_eq!(shares(time, visits(7, true, 6)).0, 1);
     }
 }

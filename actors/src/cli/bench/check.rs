@@ -1,8 +1,9 @@
 //! `outrider bench --check-forecast`: foreseen beside measured speed, on plans and prompts that the model never saw.
 //!
 //! The plans take turns, each with an engine of its own for the time of its turn, warmed up first: a GPU that idles until its next
-//! turn would have lowered its clock. A plan's speed is that of all prompts, each with the median of its times over
-//! the runs, so that a stall counts no more than any other time.
+//! turn would have lowered its clock. A turn is a part of the prompts, and a run is as many turns of each plan as there are
+//! parts. A plan's speed is that of all prompts, each with the median of its times over the runs, so that a stall counts no
+//! more than any other time.
 //!
 //! An error has three parts: the machine is not as fast as while it was calibrated, these texts are easier or harder to draft
 //! than those, and the model is wrong. So the machine is calibrated once more in turns with the plans, a visit to a unit after
@@ -26,14 +27,20 @@ use super::{BenchArguments, prompts};
 use crate::calibrate::{Answered, Options, Probe, Session, Step, guessed};
 use crate::cli::select::named_plan;
 use crate::cli::{CliError, calibrate, print_json};
+use crate::engine::EngineLimits;
 use crate::foresight::Foresight;
+use crate::pair::Pair;
 
 /// Prompts of the kind that calibration reads, none of which it does.
 const UNSEEN: &str = include_str!("unseen.tsv");
+/// Parts of the prompts.
+const PARTS: usize = 3;
+/// A plan that is foreseen to take longer for all prompts is given every second one, every third, and so on.
+const LONG: Duration = Duration::from_secs(6);
 /// Prompts that warm an engine up before its turn.
 const WARM_UP: usize = 4;
 /// Rounds of the calibration in turns for each run of the plans.
-const ROUNDS_A_RUN: usize = 2;
+const ROUNDS_A_RUN: usize = 4;
 /// The best plans of the search that are measured: the first is what it picks, and the others may be by the calibration in turns.
 const PICKS: usize = 3;
 
@@ -87,9 +94,12 @@ struct Pick {
 struct Contest {
     plan: PartitionPlan,
     forecast: Forecast,
-    runs: Vec<Measured>,
-    /// Time of each prompt in each run.
-    laps: Vec<Vec<Duration>>,
+    /// It is given every so-manieth prompt.
+    every: usize,
+    /// Whether a turn of it failed, after which it has none.
+    failed: bool,
+    /// The answers of each run, in the order of their prompts.
+    runs: Vec<Vec<Answered>>,
 }
 
 /// Later forecasts of one plan, in tokens per second: by the calibration in turns, and of these very texts besides.
@@ -99,17 +109,24 @@ struct Foreseen {
 }
 
 impl Contest {
+    /// Whether it was measured.
+    fn is_measured(&self) -> bool {
+        !self.failed && self.runs.first().is_some_and(|run| !run.is_empty())
+    }
+
     /// Tokens over the sum of each prompt's median time.
     fn speed(&self) -> f64 {
-        let prompts = self.laps.first().map_or(0, Vec::len);
-        let seconds = |prompt: usize| median(self.laps.iter().map(|run| run[prompt].as_secs_f64()));
-        let sum: f64 = (0..prompts).map(seconds).sum();
-        self.runs[0].tokens() as f64 / sum.max(1e-9)
+        let first = Measured::of(&self.runs[0]);
+        let seconds = |prompt: usize| {
+            median(self.runs.iter().map(|run| run[prompt].lasted.as_secs_f64()))
+        };
+        let sum: f64 = (0..self.runs[0].len()).map(seconds).sum();
+        first.tokens() as f64 / sum.max(1e-9)
     }
 
     /// Fastest less slowest run, over the speed.
     fn spread(&self) -> f64 {
-        let rates = || self.runs.iter().map(Measured::rate);
+        let rates = || self.runs.iter().map(|run| Measured::of(run).rate());
         (rates().fold(0.0, f64::max) - rates().fold(f64::INFINITY, f64::min)) / self.speed()
     }
 }
@@ -128,6 +145,10 @@ pub(super) async fn run(arguments: &BenchArguments) -> Result<(), CliError> {
         }
     };
     let foresight = Foresight::in_context(&pair, limits, (&calibration, context.clone()), 1);
+    let prompts = prompts(arguments, UNSEEN)?;
+    let texts = &foresight.workload.texts;
+    let tokens: usize = texts.iter().map(|text| text.output.len()).sum();
+    let tokens_a_text = tokens as f64 / texts.len().max(1) as f64;
     let mut contests = Vec::new();
     let mut enter = |plan: PartitionPlan| -> Result<usize, CliError> {
         let known =
@@ -136,7 +157,9 @@ pub(super) async fn run(arguments: &BenchArguments) -> Result<(), CliError> {
             return Ok(known);
         }
         let forecast = foresight.forecast(&plan)?;
-        contests.push(Contest { plan, forecast, runs: Vec::new(), laps: Vec::new() });
+        let whole = prompts.len() as f64 * tokens_a_text / rate(&forecast).max(1e-3);
+        let every = ((whole / LONG.as_secs_f64()) as usize + 1).min(prompts.len());
+        contests.push(Contest { plan, forecast, every, failed: false, runs: Vec::new() });
         Ok(contests.len() - 1)
     };
     for composition in plans(&context) {
@@ -157,7 +180,6 @@ pub(super) async fn run(arguments: &BenchArguments) -> Result<(), CliError> {
         picks.push(enter(best.plan)?);
     }
     let chosen = *picks.first().ok_or("the search found no plan")?;
-    let prompts = prompts(arguments, UNSEEN)?;
     let trace = calibrate::trace(arguments.trace.as_ref())?;
     let asked = Options {
         prompts: calibrate::prompts(None)?,
@@ -166,45 +188,46 @@ pub(super) async fn run(arguments: &BenchArguments) -> Result<(), CliError> {
         trace: None,
     };
     let mut session = Session::new((&pair, limits), &context, asked);
-    let mut texts = Vec::new();
     for run in 1..=arguments.runs {
         // As many visits as make whole rounds in a run, spread over its turns.
         let visits = ROUNDS_A_RUN * session.visits();
         let mut visited = 0;
-        for turn in 0..contests.len() {
-            let index = place(contests.len(), run, turn);
+        contests.iter_mut().for_each(|contest| contest.runs.push(Vec::new()));
+        let turns = PARTS * contests.len();
+        for turn in 0..turns {
+            let (part, place) = (turn / contests.len(), turn % contests.len());
+            let index = whose(contests.len(), run * PARTS + part, place);
             let contest = &mut contests[index];
-            tracing::info!(run, plan = contest.plan.name, "measuring");
-            let probe = match Probe::start(&pair, &contest.plan, (limits, &context)).await {
-                Ok(probe) => probe,
-                Err(error) => {
-                    eprintln!("run {run}: {} does not start: {error}", contest.plan.name);
-                    continue;
+            if !contest.failed {
+                tracing::info!(run, plan = contest.plan.name, "measuring");
+                let prompts = part_of(&prompts, contest.every, part);
+                match turn_of(arguments, (&pair, limits, &context), &contest.plan, &prompts).await {
+                    Ok(answers) => {
+                        if let Some(trace) = &trace {
+                            trace.add(&contest.plan, &answers);
+                        }
+                        contest.runs[run - 1].extend(answers);
+                    }
+                    Err(error) => {
+                        eprintln!("run {run}: {} is not measured: {error}", contest.plan.name);
+                        contest.failed = true;
+                    }
                 }
-            };
-            let answers = answers(arguments, &probe, &prompts).await?;
-            probe.stop();
-            if let Some(trace) = &trace {
-                trace.add(&contest.plan, &answers);
             }
-            contest.runs.push(Measured::of(&answers));
-            contest.laps.push(answers.iter().map(|answer| answer.lasted).collect());
-            if texts.is_empty() && index == 0 {
-                texts = answers;
-            }
-            while visited < visits * (turn + 1) / contests.len() {
+            while visited < visits * (turn + 1) / turns {
                 session.visit_next().await?;
                 visited += 1;
             }
         }
-        if contests[0].runs.is_empty() {
+        if !contests[0].is_measured() {
             return Err("the plain plan on all cores does not start".into());
         }
         eprintln!("run {run} of {}: {}", arguments.runs, Check::in_short(&contests));
     }
     let (model, calibrated, _) = session.result()?;
     let all = UnitSpec::Cpu { cores: context.machine.big_cores() };
-    let texts = guessed(&pair, &all, limits.slots(&pair), texts)?;
+    let plain = contests[0].runs.swap_remove(0);
+    let texts = guessed(&pair, &all, limits.slots(&pair), plain)?;
     let with = |texts| {
         let known = (model.clone(), context.clone());
         Foresight::of_pair(&pair, limits, known, Workload::single(texts))
@@ -225,22 +248,31 @@ pub(super) async fn run(arguments: &BenchArguments) -> Result<(), CliError> {
     Ok(())
 }
 
-/// Whose turn it is: no plan always comes first, nor after the same other one.
-fn place(plans: usize, run: usize, turn: usize) -> usize {
-    let turn = if run.is_multiple_of(2) { plans - 1 - turn } else { turn };
-    (turn + run - 1) % plans
+/// Which plan comes at this place of a cycle: none always comes first, nor after the same other one.
+fn whose(plans: usize, cycle: usize, place: usize) -> usize {
+    let place = if cycle.is_multiple_of(2) { plans - 1 - place } else { place };
+    (place + cycle) % plans
+}
+
+/// Every so-manieth prompt, of those the ones of one part.
+fn part_of(prompts: &[String], every: usize, part: usize) -> Vec<&str> {
+    let some: Vec<&str> = prompts.iter().step_by(every).map(String::as_str).collect();
+    let len = some.len();
+    some[len * part / PARTS..len * (part + 1) / PARTS].to_vec()
 }
 
 fn rate(forecast: &Forecast) -> f64 {
     forecast.microtokens_per_second as f64 / 1e6
 }
 
-/// One plan's turn: all prompts, one after the other.
-async fn answers(
+/// One plan's turn: these prompts, one after the other, in an engine of its own.
+async fn turn_of(
     arguments: &BenchArguments,
-    probe: &Probe,
-    prompts: &[String],
+    (pair, limits, context): (&Pair, EngineLimits, &PlanContext),
+    plan: &PartitionPlan,
+    prompts: &[&str],
 ) -> Result<Vec<Answered>, CliError> {
+    let probe = Probe::start(pair, plan, (limits, context)).await?;
     for prompt in prompts.iter().rev().take(WARM_UP) {
         probe.answer(prompt, arguments.max_tokens, Speculation::Plan).await?;
     }
@@ -248,6 +280,7 @@ async fn answers(
     for prompt in prompts {
         answers.push(probe.answer(prompt, arguments.max_tokens, Speculation::Plan).await?);
     }
+    probe.stop();
     Ok(answers)
 }
 
@@ -329,7 +362,7 @@ fn middle_and_largest(errors: impl Iterator<Item = f64>) -> (f64, f64) {
 impl Check {
     /// How far the forecasts were off until now.
     fn in_short(contests: &[Contest]) -> String {
-        let measured = contests.iter().skip(1).filter(|contest| !contest.runs.is_empty());
+        let measured = contests.iter().skip(1).filter(|contest| contest.is_measured());
         let (median, largest) = middle_and_largest(
             measured.map(|contest| rate(&contest.forecast) / contest.speed() - 1.0),
         );
@@ -338,12 +371,12 @@ impl Check {
 
     /// Of the plans that could be measured. The plain one on all cores always can, or nothing could be compared.
     fn of(contests: &[Contest], foreseen: &[Foreseen], chosen: usize) -> Self {
-        let measured = contests.iter().zip(foreseen).filter(|(c, _)| !c.runs.is_empty());
+        let measured = contests.iter().zip(foreseen).filter(|(c, _)| c.is_measured());
         let measured: Vec<(&Contest, &Foreseen)> = measured.collect();
         let (plain, plain_foreseen) = measured[0];
         let best = measured.iter().map(|(contest, _)| contest.speed()).fold(0.0, f64::max);
         let pick = |contest: &Contest| {
-            let speed = if contest.runs.is_empty() { 0.0 } else { contest.speed() };
+            let speed = if contest.is_measured() { contest.speed() } else { 0.0 };
             Pick { plan: contest.plan.name.clone(), over_best: speed / best }
         };
         let ahead = |a: &&(&Contest, &Foreseen), b: &&(&Contest, &Foreseen)| {
@@ -367,7 +400,7 @@ impl Check {
                 spread: contest.spread(),
                 relative_error: foreseen_over / over - 1.0,
                 foreseen_acceptance: f64::from(contest.forecast.acceptance_permille) / 1000.0,
-                measured_acceptance: contest.runs[0].acceptance(),
+                measured_acceptance: Measured::of(&contest.runs[0]).acceptance(),
             }
         };
         let rows: Vec<Row> = measured.iter().map(row).collect();
@@ -465,11 +498,11 @@ impl fmt::Display for Check {
 
 #[cfg(test)]
 mod tests {
-    use super::place;
+    use super::{PARTS, part_of, whose};
 
     #[test]
     fn every_plan_has_one_turn_a_run_and_none_always_the_same_place() {
-        let of = |run| (0..9).map(|turn| place(9, run, turn)).collect::<Vec<_>>();
+        let of = |run| (0..9).map(|turn| whose(9, run, turn)).collect::<Vec<_>>();
         for run in 1..6 {
             let mut plans = of(run);
             plans.sort_unstable();
@@ -482,5 +515,16 @@ mod tests {
         };
         assert!((0..9).all(|plan| after(1, plan) != after(2, plan)));
         assert_ne!(of(1)[0], of(2)[0]);
+    }
+
+    #[test]
+    fn the_parts_together_are_all_prompts() {
+        let prompts: Vec<String> = (0..20).map(|n| n.to_string()).collect();
+        for (every, len) in [(1, 20), (3, 7), (20, 1)] {
+            let all: Vec<&str> =
+                (0..PARTS).flat_map(|part| part_of(&prompts, every, part)).collect();
+            assert_eq!(all.len(), len);
+            assert!(all.iter().zip(prompts.iter().step_by(every)).all(|(a, b)| a == b));
+        }
     }
 }
