@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use outrider_plans::ModelRole;
+use outrider_plans::{ModelRole, UnitId};
 use outrider_plans::cost::{Before, DRAFT_ROWS_MAX, DraftShape, PassShape, PlanTimes, Purpose};
 
 use super::middle::middle;
@@ -56,17 +56,22 @@ impl Excess {
     ) -> Self {
         let mut found = Self::default();
         for (round, answered) in answers {
-            answered.jobs.iter().for_each(|job| found.add((round, job), times));
+            let mut last: BTreeMap<&UnitId, ModelRole> = BTreeMap::new();
+            for job in &answered.jobs {
+                let ran = last.insert(&job.unit, job.stage.role);
+                let other = ran.is_some_and(|role| role != job.stage.role);
+                found.add((round, job), if other { Before::Other } else { Before::Same }, times);
+            }
         }
         found
     }
 
-    fn add(&mut self, (round, job): (u32, &StageTiming), times: &PlanTimes) {
+    fn add(&mut self, (round, job): (u32, &StageTiming), before: Before, times: &PlanTimes) {
         let role = job.stage.role;
         let chain = if role == ModelRole::Target { &times.target } else { &times.draft };
         let Some(stage) = chain.iter().find(|stage| stage.stage == job.stage) else { return };
         let Work { rows, head_rows, steps, context } = job.work;
-        let first = PassShape { rows, head_rows, context, before: Before::Same };
+        let first = PassShape { rows, head_rows, context, before };
         let further = vec![1; steps.saturating_sub(1) as usize];
         let pass = stage.pass(first).into_iter();
         let pass = pass.filter(|piece| piece.purpose != Purpose::Transfer).map(|piece| piece.ns);

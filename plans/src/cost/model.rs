@@ -162,7 +162,8 @@ impl CostModel {
                 let last = target.last_mut().expect("the target has a stage");
                 let hop_ns = &mut last.around.target_hop_ns;
                 *hop_ns = hop_ns.saturating_add_signed(found.target_hop_ns);
-            } else {
+            } else if one.stage.layers() == one.times.layers as usize {
+                // A split target's way between its units was measured with a draft beside it.
                 one.around.target_ns += found.target_apart_ns;
                 other.around.draft_ns += found.draft_apart_ns;
             }

@@ -17,7 +17,7 @@ use super::{CalibrateError, Clock, DEPTH, Session, Visited};
 use crate::foresight::Foresight;
 
 /// Rounds of fitting slow-downs and a hop that depend on each other.
-const FITTING_ROUNDS: usize = 8;
+const FITTING_ROUNDS: usize = 6;
 
 /// Whether a rehearsal counts what lies between jobs.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -171,20 +171,35 @@ impl Session<'_> {
 
     fn fit_turns(&mut self, plan: &PartitionPlan, clocks: &[Clock]) {
         let Ok(times) = self.model.times(plan, self.context) else { return };
-        let clocks: Vec<&Clock> = clocks.iter().collect();
-        let clocked = self.clocked(&clocks);
-        let excess = longer(&clocks, &times);
+        let all: Vec<&Clock> = clocks.iter().collect();
+        let clocked = self.clocked(&all);
+        let excess = longer(&all, &times);
         let hops = times.hop_ns(ModelRole::Target) + times.hop_ns(ModelRole::Draft);
         // Hops between sleeping units may be longer than those within one.
         let hopping = (clocked.hops_ns.0 + clocked.hops_ns.1) as i64 - hops as i64;
         let found = self.model.contention.last_mut().expect("it was just pushed");
         found.target_apart_ns = excess.mean_ns(Kind::Pass) + hopping;
         found.draft_apart_ns = excess.mean_ns(Kind::Draft);
+        // Answers took as long as they did, whatever their jobs say.
+        for _ in 0..FITTING_ROUNDS {
+            let longer_ns = |part: Vec<&Clock>| {
+                let course = self.rehearsed(plan, &part, Hops::Counted);
+                let decoding = course.jobs.0.saturating_sub(course.texts).max(1);
+                (lasted_ns(&part) - course.total_ns as i64) / decoding as i64
+            };
+            let longer_ns = middle(parts_of(&self.with_texts(clocks)).map(longer_ns));
+            let found = self.model.contention.last_mut().expect("it was just pushed");
+            found.target_apart_ns += longer_ns;
+        }
+    }
+
+    /// The answers whose texts are known.
+    fn with_texts<'c>(&self, clocks: &'c [Clock]) -> Vec<&'c Clock> {
+        clocks.iter().filter(|clock| clock.text < self.texts.len()).collect()
     }
 
     fn fit_overlap(&mut self, plan: &PartitionPlan, clocks: &[Clock]) {
-        let clocks: Vec<&Clock> =
-            clocks.iter().filter(|clock| clock.text < self.texts.len()).collect();
+        let clocks = self.with_texts(clocks);
         let parts: Vec<_> = parts_of(&clocks).collect();
         let found: Vec<_> = parts.iter().map(|clocks| self.beside(plan, clocks)).collect();
         let all = |of: fn(&Contention) -> i64| middle(found.iter().map(of));
@@ -201,7 +216,6 @@ impl Session<'_> {
         let before = self.model.contention.last().expect("it was just pushed").clone();
         let answers = || clocks.iter().map(|clock| &clock.answered);
         let clocked = Clocked::of(answers(), self.layers());
-        let lasted_ns: i64 = answers().map(|answered| answered.lasted.as_nanos() as i64).sum();
         for _ in 0..FITTING_ROUNDS {
             let course = self.rehearsed(plan, clocks, Hops::Left);
             let found = self.model.contention.last_mut().expect("it was just pushed");
@@ -213,7 +227,7 @@ impl Session<'_> {
             // waits for the draft, and nothing says in which.
             let course = self.rehearsed(plan, clocks, Hops::Counted);
             let found = self.model.contention.last_mut().expect("it was just pushed");
-            let longer_ns = lasted_ns - course.total_ns as i64;
+            let longer_ns = lasted_ns(clocks) - course.total_ns as i64;
             found.target_hop_ns += longer_ns / (course.jobs.0.max(1) as i64);
         }
         std::mem::replace(self.model.contention.last_mut().expect("it was just pushed"), before)
@@ -232,4 +246,9 @@ fn parts_of<'a>(clocks: &[&'a Clock]) -> impl Iterator<Item = Vec<&'a Clock>> {
 /// What jobs took longer than in a loop.
 fn longer(clocks: &[&Clock], times: &PlanTimes) -> Excess {
     Excess::of(clocks.iter().map(|clock| (clock.part, &clock.answered)), times)
+}
+
+/// How long these answers took together.
+fn lasted_ns(clocks: &[&Clock]) -> i64 {
+    clocks.iter().map(|clock| clock.answered.lasted.as_nanos() as i64).sum()
 }

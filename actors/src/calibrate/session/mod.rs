@@ -33,9 +33,6 @@ const TOKENS_MAX: u32 = 48;
 /// Most rounds, and what a visit should last at least.
 const ROUNDS_MAX: u32 = 6;
 const VISIT_MIN: Duration = Duration::from_millis(450);
-/// Answers that warm an engine up, unless they take more than one part in so many of its slice.
-const WARM_UP: usize = 4;
-const WARM_UP_SHARE: u32 = 3;
 /// Parts of visits to a thing that are put beside each other, at least: where there are fewer rounds, visits are divided.
 const PARTS_MIN: u32 = 4;
 /// Of the time, one part in so many is for the texts; as much is kept for the search.
@@ -328,7 +325,6 @@ impl<'a> Session<'a> {
         plan: &PartitionPlan,
         depths: &[u32],
     ) -> Result<Vec<Clock>, CalibrateError> {
-        let end = Instant::now() + self.slice;
         let probe = Probe::start(self.pair, plan, (self.limits, self.context)).await?;
         let prompts = &self.options.prompts;
         let speculation = |depth| match depth {
@@ -336,25 +332,19 @@ impl<'a> Session<'a> {
             depth => Speculation::Depth(depth),
         };
         // A prompt that is asked about twice would be half in the caches.
-        let far = self.next_text + prompts.len() / 2;
+        let far = (0..prompts.len() / 2).map(|n| n + self.next_text + prompts.len() / 2);
+        let far = far.map(|text| prompts[text % prompts.len()].as_str());
         let deepest = depths.iter().copied().max().unwrap_or(0);
-        let warm = Instant::now() + self.slice / WARM_UP_SHARE;
-        for text in 0..WARM_UP {
-            let text = (far + text) % prompts.len();
-            probe.answer(&prompts[text], TOKENS_MAX, speculation(deepest)).await?;
-            if Instant::now() > warm {
-                break;
-            }
-        }
+        probe.warm_up(far, (TOKENS_MAX, speculation(deepest))).await?;
         let parts = PARTS_MIN.div_ceil(self.rounds);
-        let begun = Instant::now();
-        let left = end.saturating_duration_since(begun);
+        // The rest is for starting and warming up.
+        let (begun, time) = (Instant::now(), self.slice / 2);
         let mut clocks = Vec::new();
         let mut turn = 0;
-        while turn < depths.len() || (Instant::now() < end && turn < prompts.len()) {
+        while turn < depths.len() || (begun.elapsed() < time && turn < prompts.len()) {
             let text = (self.next_text + turn) % prompts.len();
             let depth = depths[turn % depths.len()];
-            let gone = begun.elapsed().as_nanos() * u128::from(parts) / left.as_nanos().max(1);
+            let gone = begun.elapsed().as_nanos() * u128::from(parts) / time.as_nanos().max(1);
             let part = self.round * parts + (gone as u32).min(parts - 1);
             let answered = probe.answer(&prompts[text], TOKENS_MAX, speculation(depth)).await?;
             clocks.push(Clock { part, text, depth, answered });

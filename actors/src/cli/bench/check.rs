@@ -37,8 +37,6 @@ const UNSEEN: &str = include_str!("unseen.tsv");
 const PARTS: usize = 3;
 /// A plan that is foreseen to take longer for all prompts is given every second one, every third, and so on.
 const LONG: Duration = Duration::from_secs(6);
-/// Prompts that warm an engine up before its turn.
-const WARM_UP: usize = 4;
 /// Rounds of the calibration in turns for each run of the plans.
 const ROUNDS_A_RUN: usize = 4;
 /// The best plans of the search that are measured: the first is what it picks, and the others may be by the calibration in turns.
@@ -226,7 +224,7 @@ pub(super) async fn run(arguments: &BenchArguments) -> Result<(), CliError> {
     }
     let (model, calibrated, _) = session.result()?;
     let all = UnitSpec::Cpu { cores: context.machine.big_cores() };
-    let plain = contests[0].runs.swap_remove(0);
+    let plain = contests[0].runs[0].clone();
     let texts = guessed(&pair, &all, limits.slots(&pair), plain)?;
     let with = |texts| {
         let known = (model.clone(), context.clone());
@@ -273,9 +271,8 @@ async fn turn_of(
     prompts: &[&str],
 ) -> Result<Vec<Answered>, CliError> {
     let probe = Probe::start(pair, plan, (limits, context)).await?;
-    for prompt in prompts.iter().rev().take(WARM_UP) {
-        probe.answer(prompt, arguments.max_tokens, Speculation::Plan).await?;
-    }
+    let last = prompts.iter().rev().copied();
+    probe.warm_up(last, (arguments.max_tokens, Speculation::Plan)).await?;
     let mut answers = Vec::with_capacity(prompts.len());
     for prompt in prompts {
         answers.push(probe.answer(prompt, arguments.max_tokens, Speculation::Plan).await?);
