@@ -12,6 +12,7 @@
 //! checked flows into any forecast.
 
 use std::fmt;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::time::Duration;
 
 use outrider_pipeline::Speculation;
@@ -37,6 +38,8 @@ const UNSEEN: &str = include_str!("unseen.tsv");
 const PARTS: usize = 3;
 /// A plan that is foreseen to take longer for all prompts is given every second one, every third, and so on.
 const LONG: Duration = Duration::from_secs(6);
+/// Passes over all prompts where nobody says.
+const RUNS: usize = 5;
 /// Rounds of the calibration in turns for each run of the plans.
 const ROUNDS_A_RUN: usize = 4;
 /// The best plans of the search that are measured: the first is what it picks, and the others may be by the calibration in turns.
@@ -131,6 +134,7 @@ impl Contest {
 
 #[expect(clippy::print_stdout, clippy::print_stderr, reason = "the command's own output")]
 pub(super) async fn run(arguments: &BenchArguments) -> Result<(), CliError> {
+    let runs = arguments.runs(RUNS)?;
     let pair = arguments.selection.pair()?;
     let limits = arguments.selection.limits();
     let context = limits.plan_context(&pair);
@@ -186,15 +190,16 @@ pub(super) async fn run(arguments: &BenchArguments) -> Result<(), CliError> {
         trace: None,
     };
     let mut session = Session::new((&pair, limits), &context, asked);
-    for run in 1..=arguments.runs {
+    for run in 1..=runs {
         // As many visits as make whole rounds in a run, spread over its turns.
         let visits = ROUNDS_A_RUN * session.visits();
         let mut visited = 0;
         contests.iter_mut().for_each(|contest| contest.runs.push(Vec::new()));
         let turns = PARTS * contests.len();
-        for turn in 0..turns {
-            let (part, place) = (turn / contests.len(), turn % contests.len());
-            let index = whose(contests.len(), run * PARTS + part, place);
+        let cycle = |part| order(contests.len(), (run - 1) * PARTS + part).into_iter();
+        let whose: Vec<(usize, usize)> =
+            (0..PARTS).flat_map(|part| cycle(part).map(move |index| (part, index))).collect();
+        for (turn, (part, index)) in whose.into_iter().enumerate() {
             let contest = &mut contests[index];
             if !contest.failed {
                 tracing::info!(run, plan = contest.plan.name, "measuring");
@@ -220,7 +225,7 @@ pub(super) async fn run(arguments: &BenchArguments) -> Result<(), CliError> {
         if !contests[0].is_measured() {
             return Err("the plain plan on all cores does not start".into());
         }
-        eprintln!("run {run} of {}: {}", arguments.runs, Check::in_short(&contests));
+        eprintln!("run {run} of {runs}: {}", Check::in_short(&contests));
     }
     let (model, calibrated, _) = session.result()?;
     let all = UnitSpec::Cpu { cores: context.machine.big_cores() };
@@ -246,10 +251,17 @@ pub(super) async fn run(arguments: &BenchArguments) -> Result<(), CliError> {
     Ok(())
 }
 
-/// Which plan comes at this place of a cycle: none always comes first, nor after the same other one.
-fn whose(plans: usize, cycle: usize, place: usize) -> usize {
-    let place = if cycle.is_multiple_of(2) { plans - 1 - place } else { place };
-    (place + cycle) % plans
+/// Whose turn it is, one after the other: shuffled. What a plan leaves behind, in caches or in which pages
+/// of memory are free, is then met by another one in each cycle.
+fn order(plans: usize, cycle: usize) -> Vec<usize> {
+    let place = |plan: &usize| {
+        let mut hasher = DefaultHasher::new();
+        (cycle, plan).hash(&mut hasher);
+        hasher.finish()
+    };
+    let mut order: Vec<usize> = (0..plans).collect();
+    order.sort_by_key(place);
+    order
 }
 
 /// Every so-manieth prompt, of those the ones of one part.
@@ -495,23 +507,27 @@ impl fmt::Display for Check {
 
 #[cfg(test)]
 mod tests {
-    use super::{PARTS, part_of, whose};
+    use std::collections::BTreeSet;
+
+    use super::{PARTS, order, part_of};
 
     #[test]
-    fn every_plan_has_one_turn_a_run_and_none_always_the_same_place() {
-        let of = |run| (0..9).map(|turn| whose(9, run, turn)).collect::<Vec<_>>();
-        for run in 1..6 {
-            let mut plans = of(run);
+    fn every_plan_has_one_turn_a_cycle_and_none_always_the_same_before_it() {
+        for cycle in 0..6 {
+            let mut plans = order(9, cycle);
             plans.sort_unstable();
             assert!(plans.into_iter().eq(0..9));
         }
-        let after = |run, plan| {
-            let turns = of(run);
-            let at = turns.iter().position(|one| *one == plan).unwrap();
-            at.checked_sub(1).map(|before| turns[before])
-        };
-        assert!((0..9).all(|plan| after(1, plan) != after(2, plan)));
-        assert_ne!(of(1)[0], of(2)[0]);
+        for plan in 0..9 {
+            let before = |cycle: usize| {
+                let order = order(9, cycle);
+                let at = order.iter().position(|one| *one == plan).unwrap();
+                at.checked_sub(1).map(|before| order[before])
+            };
+            let distinct: BTreeSet<_> = (0..9).map(before).collect();
+            assert!(distinct.len() > 3, "{plan} comes after {distinct:?}");
+        }
+        assert_eq!((order(1, 0), order(0, 0)), (vec![0], vec![]));
     }
 
     #[test]

@@ -29,6 +29,8 @@ use crate::pair::Pair;
 use crate::request::{RequestEvent, Timings};
 use report::{Entry, Measured, Report, worst_window};
 
+/// Passes over all prompts where nobody says.
+const RUNS: usize = 3;
 /// Prompts of the shipped pair's kind, for a bench without a file.
 const PROMPTS: &str = include_str!("prompts.tsv");
 
@@ -50,9 +52,9 @@ pub(super) struct BenchArguments {
     /// chosen for this machine.
     #[arg(long, value_name = "FILE", num_args = 1..)]
     plans: Vec<String>,
-    /// Passes over all prompts; figures are medians over them.
-    #[arg(long, value_name = "N", default_value_t = 3)]
-    runs: usize,
+    /// Passes over all prompts; figures are medians over them. Default: 3, and 5 where forecasts are checked.
+    #[arg(long, value_name = "N")]
+    runs: Option<usize>,
     /// Clients that ask at the same time, each for the next prompt as soon as it has its answer; several numbers such as
     /// 1,8 are measured side by side.
     #[arg(long, alias = "concurrency", value_name = "N", value_delimiter = ',', default_values_t = [1])]
@@ -133,9 +135,20 @@ pub(super) fn run(arguments: BenchArguments) -> Result<(), CliError> {
     })
 }
 
+impl BenchArguments {
+    /// How many passes over all prompts.
+    fn runs(&self, default: usize) -> Result<usize, CliError> {
+        match self.runs {
+            Some(0) => Err("--runs must be at least 1".into()),
+            runs => Ok(runs.unwrap_or(default)),
+        }
+    }
+}
+
 async fn measure(arguments: &BenchArguments) -> Result<Report, CliError> {
-    if arguments.runs == 0 || arguments.concurrent.contains(&0) {
-        return Err("--runs and --concurrent must be at least 1".into());
+    let runs = arguments.runs(RUNS)?;
+    if arguments.concurrent.contains(&0) {
+        return Err("--concurrent must be at least 1".into());
     }
     let prompts = prompts(arguments, PROMPTS)?;
     let pair = arguments.selection.pair()?;
@@ -155,7 +168,7 @@ async fn measure(arguments: &BenchArguments) -> Result<Report, CliError> {
     for contender in &contenders {
         contender.answer(arguments, &prompts[..1], 1).await?;
     }
-    for (_, crowd) in (0..arguments.runs)
+    for (_, crowd) in (0..runs)
         .flat_map(|run| (0..arguments.concurrent.len()).map(move |crowd| (run, crowd)))
     {
         let clients = arguments.concurrent[crowd];
