@@ -7,8 +7,8 @@
 
 use std::collections::BTreeMap;
 
-use outrider_plans::{ModelRole, UnitId};
 use outrider_plans::cost::{Before, DRAFT_ROWS_MAX, DraftShape, PassShape, PlanTimes, Purpose};
+use outrider_plans::{ModelRole, UnitId};
 
 use super::middle::middle;
 use super::rounds::Answered;
@@ -22,7 +22,7 @@ const JOBS_MIN: usize = 4;
 pub(super) enum Kind {
     /// A pass of the target that decodes; its size is the number of its rows.
     Pass,
-    /// One that reads a prompt.
+    /// One that reads a prompt; its size is the number of its rows.
     Prompt,
     /// A draft job; its size is the number of its steps.
     Draft,
@@ -77,7 +77,7 @@ impl Excess {
         let pass = pass.filter(|piece| piece.purpose != Purpose::Transfer).map(|piece| piece.ns);
         let alone = pass.sum::<u64>() + stage.further_steps_ns(&DraftShape { first, further });
         let size = match role {
-            ModelRole::Target if head_rows <= 1 && rows > 1 => (Kind::Prompt, 1),
+            ModelRole::Target if head_rows <= 1 && rows > 1 => (Kind::Prompt, rows),
             ModelRole::Target => (Kind::Pass, rows),
             ModelRole::Draft if rows > DRAFT_ROWS_MAX => (Kind::DraftPrompt, steps),
             ModelRole::Draft => (Kind::Draft, steps),
@@ -113,6 +113,15 @@ impl Excess {
         let spread = sum(&|dx, _| dx * dx);
         let each = if spread > 0.0 { sum(&|dx, dy| dx * dy) / spread } else { 0.0 };
         Line { one_ns: (ns - each * (size - 1.0)).round() as i64, each_ns: each.round() as i64 }
+    }
+
+    /// The mean size of the jobs of a kind.
+    pub(super) fn mean_size(&self, kind: Kind) -> f64 {
+        let of_kind = || self.sizes.iter().filter(|((of, _), _)| *of == kind);
+        let jobs = |rounds: &Rounds| rounds.values().map(Vec::len).sum::<usize>() as f64;
+        let all: f64 = of_kind().map(|(_, rounds)| jobs(rounds)).sum();
+        let sizes: f64 = of_kind().map(|((_, size), rounds)| f64::from(*size) * jobs(rounds)).sum();
+        if all > 0.0 { sizes / all } else { 0.0 }
     }
 
     /// What jobs of a kind took more, whatever their size.
@@ -159,6 +168,8 @@ mod tests {
         assert_eq!(excess(&[(5, -70, 3)]).line(Kind::Pass), Line { one_ns: -70, each_ns: 0 });
         assert_eq!(Excess::default().line(Kind::Draft), Line::default());
         assert_eq!(Excess::default().mean_ns(Kind::Draft), 0);
+        assert_eq!(Excess::default().mean_size(Kind::Draft), 0.0);
+        assert_eq!(excess(&[(1, 0, 3), (5, 0, 1)]).mean_size(Kind::Pass), 2.0);
     }
 
     #[test]

@@ -29,6 +29,8 @@ const PART_ROWS: &[u32] = &[1, 2, 4, 8, 16, 64];
 const SHARED: &[u32] = &[1, 2, 4];
 /// Most rounds over all points after the one that warms up.
 const ROUNDS_MAX: usize = 15;
+/// A round that takes longer is not done again, whatever the first one was: for units that are slow.
+const AGAIN_MAX: Duration = Duration::from_millis(400);
 /// Of a model's time, the share of one series of points: of few rows, of many, of contexts, of parts.
 const SERIES: u32 = 3;
 
@@ -245,10 +247,18 @@ impl Ask {
         // A nearer point cuts the cache, so those that lie further out come first.
         let mut order: Vec<usize> = (0..points.len()).collect();
         order.sort_by_key(|index| std::cmp::Reverse(runs[*index].context()));
-        let deadline = Instant::now() + self.budget / SERIES;
+        // The first round warms up, compiles what is compiled at first use, and shows how long another one takes.
+        let mut deadline = Instant::now();
         for round in 0..=ROUNDS_MAX {
-            let complete = points.iter().all(|point| !point.times_ns.is_empty());
-            if complete && Instant::now() > deadline {
+            if round == 1 {
+                let once: u64 = points.iter().flat_map(|point| &point.times_ns).sum();
+                if Duration::from_nanos(2 * once) > AGAIN_MAX.max(self.budget / SERIES) {
+                    break;
+                }
+                points.iter_mut().for_each(|point| point.times_ns.clear());
+                deadline = Instant::now() + self.budget / SERIES;
+            }
+            if round > 1 && Instant::now() > deadline {
                 break;
             }
             if round > 0 {
@@ -256,12 +266,10 @@ impl Ask {
             }
             for &index in &order {
                 let point = &mut points[index];
-                // As in service, where passes of one shape follow each other: the first of two makes ready for the second.
-                // Where time is up, or nearly, the first has to do.
-                let slow = Instant::now() > deadline;
-                if slow && !point.times_ns.is_empty() {
-                    continue;
+                if round > 1 && Instant::now() > deadline {
+                    break;
                 }
+                // As in service, where passes of one shape follow each other: the first of two makes ready for the second.
                 for again in [false, true] {
                     let started = Instant::now();
                     match point.run {
@@ -272,11 +280,8 @@ impl Ask {
                             draft(executable, (sequences, context), (rows, steps))?;
                         }
                     }
-                    let took_ns = started.elapsed().as_nanos() as u64;
-                    // The first round warms up, unless there is no time for another.
-                    let counts = again && (round > 0 || slow);
-                    if counts {
-                        point.times_ns.push(took_ns);
+                    if again {
+                        point.times_ns.push(started.elapsed().as_nanos() as u64);
                     }
                 }
             }

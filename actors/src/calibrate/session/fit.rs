@@ -135,14 +135,20 @@ impl Session<'_> {
         }
         let clocks: Vec<&Clock> = self.split.iter().collect();
         let between_ns = self.clocked(&clocks).between_ns;
-        // Two stages, so twice of each: what a pass takes more, and what each of its further rows does, which goes with the
-        // activations.
-        let line = longer(&clocks, &times).line(Kind::Pass);
-        let row_ns = (2 * line.each_ns).max(0) as u64;
+        // Two stages, so twice of each: what a pass takes more, and what each of its rows does, which goes with the activations.
+        // Prompts have the most rows, and tell that best.
+        let excess = longer(&clocks, &times);
+        let (pass_ns, prompt_ns) = (excess.mean_ns(Kind::Pass), excess.mean_ns(Kind::Prompt));
+        let pass_rows = excess.mean_size(Kind::Pass);
+        let further_rows = excess.mean_size(Kind::Prompt) - pass_rows;
+        let row_ns =
+            if further_rows > 0.0 { (prompt_ns - pass_ns) as f64 / further_rows } else { 0.0 };
+        let row_ns = (2.0 * row_ns).max(0.0);
+        let own_ns = 2 * pass_ns - (row_ns * pass_rows) as i64;
         let row_bytes = 4 * self.context.target.width as u64;
         self.model.link_default = LinkProfile {
-            latency_ns: between_ns.saturating_add_signed(2 * line.one_ns - row_ns as i64),
-            bytes_per_second: (row_bytes * 1_000_000_000).checked_div(row_ns).unwrap_or(0),
+            latency_ns: between_ns.saturating_add_signed(own_ns),
+            bytes_per_second: (row_bytes * 1_000_000_000).checked_div(row_ns as u64).unwrap_or(0),
         };
     }
 

@@ -423,7 +423,8 @@ impl<'a> Session<'a> {
     /// A unit for each model: taking turns, and at the same time.
     async fn visit_pair_of(&mut self, (target, draft): (&UnitSpec, &UnitSpec)) {
         self.tell("a unit for each model");
-        let found = self.pairs.iter().position(|pair| (&pair.units.0, &pair.units.1) == (target, draft));
+        let found =
+            self.pairs.iter().position(|pair| (&pair.units.0, &pair.units.1) == (target, draft));
         let Some(place) = found.filter(|_| self.all_measured(&[target, draft])) else { return };
         let mut pair = self.pairs.remove(place);
         match self.visit_pair(&mut pair).await {

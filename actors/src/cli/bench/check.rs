@@ -118,9 +118,8 @@ impl Contest {
     /// Tokens over the sum of each prompt's median time.
     fn speed(&self) -> f64 {
         let first = Measured::of(&self.runs[0]);
-        let seconds = |prompt: usize| {
-            median(self.runs.iter().map(|run| run[prompt].lasted.as_secs_f64()))
-        };
+        let seconds =
+            |prompt: usize| median(self.runs.iter().map(|run| run[prompt].lasted.as_secs_f64()));
         let sum: f64 = (0..self.runs[0].len()).map(seconds).sum();
         first.tokens() as f64 / sum.max(1e-9)
     }

@@ -168,8 +168,8 @@ async fn measure(arguments: &BenchArguments) -> Result<Report, CliError> {
     for contender in &contenders {
         contender.answer(arguments, &prompts[..1], 1).await?;
     }
-    for (_, crowd) in (0..runs)
-        .flat_map(|run| (0..arguments.concurrent.len()).map(move |crowd| (run, crowd)))
+    for (_, crowd) in
+        (0..runs).flat_map(|run| (0..arguments.concurrent.len()).map(move |crowd| (run, crowd)))
     {
         let clients = arguments.concurrent[crowd];
         contenders.iter_mut().for_each(|c| c.crowds[crowd].runs.push(Measured::default()));
