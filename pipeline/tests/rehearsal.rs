@@ -220,6 +220,31 @@ fn a_split_target_pays_for_its_hop_on_every_pass() {
 }
 
 #[test]
+fn what_units_cost_that_take_turns_is_not_added_to_a_split_target() {
+    let times = Times { target: 1_000_000, row: 0, draft: 100_000 };
+    let mut model = model(times, 2);
+    let units = vec![UnitSpec::Cpu { cores: vec![0] }, UnitSpec::Cpu { cores: vec![1] }];
+    let (mode, target) = (sequential(2), vec![(0, 2), (1, 2)]);
+    let split = Composition { mode, units, target, draft: Some(1) };
+    let split = split.plan("split", &context(2)).unwrap();
+    let of = |model: &CostModel, plan: &PartitionPlan| forecast(model, plan, &texts(0.5));
+    let before = (of(&model, &split), of(&model, &on_two(mode)));
+    let one = || UnitClass::cores(0, 1);
+    model.contention.push(Contention {
+        target: one(),
+        draft: one(),
+        target_permille: 1000,
+        draft_permille: 1000,
+        target_apart_ns: 300_000,
+        draft_apart_ns: 50_000,
+        target_hop_ns: 0,
+    });
+    // The link of a split target was fitted to all that its passes take longer.
+    assert_eq!(of(&model, &split).round_ns, before.0.round_ns);
+    assert!(of(&model, &on_two(mode)).round_ns >= before.1.round_ns + 300_000);
+}
+
+#[test]
 fn several_requests_share_passes() {
     let times = Times { target: 1_000_000, row: 10_000, draft: 1 };
     let model = model(times, 2);

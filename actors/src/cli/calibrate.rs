@@ -142,8 +142,9 @@ pub(super) async fn take(
         tracing::warn!(
             took_s = taken.took_ms / 1000,
             wanted_s = budget.as_secs(),
-            "the calibration took far longer than it was given: a model that is large for these units, or a machine that was held up, \
-             whose forecasts are then far off. In the second case calibrate again"
+            "the calibration took far longer than it was given: a model that is large for these units, a GPU that was seen for the \
+             first time and had its kernels tuned and compiled, or a machine that was held up. In the last two cases forecasts may \
+             be far off: calibrate again"
         );
     }
     Ok(taken)
