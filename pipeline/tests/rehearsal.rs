@@ -124,6 +124,20 @@ fn on_two(mode: Mode) -> PartitionPlan {
     parts.plan("test", &context(2)).unwrap()
 }
 
+/// Two cores that do nothing to each other.
+fn beside() -> Contention {
+    let one = || UnitClass::cores(0, 1);
+    Contention {
+        target: one(),
+        draft: one(),
+        target_permille: 1000,
+        draft_permille: 1000,
+        target_apart_ns: 0,
+        draft_apart_ns: 0,
+        target_hop_ns: 0,
+    }
+}
+
 fn sequential(depth: u32) -> Mode {
     Mode::Sequential { draft_tokens: DraftTokens::Fixed(depth) }
 }
@@ -192,16 +206,8 @@ fn units_that_slow_each_other_gain_less_from_overlap() {
     let mut model = model(times, 2);
     let plan = on_two(overlap(4, 1));
     let free = forecast(&model, &plan, &texts(0.9));
-    let one = || UnitClass::cores(0, 1);
-    model.contention.push(Contention {
-        target: one(),
-        draft: one(),
-        target_permille: 1500,
-        draft_permille: 1500,
-        target_apart_ns: 0,
-        draft_apart_ns: 0,
-        target_hop_ns: 0,
-    });
+    let slower = Contention { target_permille: 1500, draft_permille: 1500, ..beside() };
+    model.contention.push(slower);
     let slowed = forecast(&model, &plan, &texts(0.9));
     let ratio = free.microtokens_per_second as f64 / slowed.microtokens_per_second as f64;
     assert!((1.3..1.51).contains(&ratio), "{ratio}");
@@ -229,16 +235,8 @@ fn what_units_cost_that_take_turns_is_not_added_to_a_split_target() {
     let split = split.plan("split", &context(2)).unwrap();
     let of = |model: &CostModel, plan: &PartitionPlan| forecast(model, plan, &texts(0.5));
     let before = (of(&model, &split), of(&model, &on_two(mode)));
-    let one = || UnitClass::cores(0, 1);
-    model.contention.push(Contention {
-        target: one(),
-        draft: one(),
-        target_permille: 1000,
-        draft_permille: 1000,
-        target_apart_ns: 300_000,
-        draft_apart_ns: 50_000,
-        target_hop_ns: 0,
-    });
+    let apart = Contention { target_apart_ns: 300_000, draft_apart_ns: 50_000, ..beside() };
+    model.contention.push(apart);
     // The link of a split target was fitted to all that its passes take longer.
     assert_eq!(of(&model, &split).round_ns, before.0.round_ns);
     assert!(of(&model, &on_two(mode)).round_ns >= before.1.round_ns + 300_000);

@@ -7,10 +7,11 @@
 
 use std::collections::BTreeMap;
 
-use outrider_plans::cost::{Before, DRAFT_ROWS_MAX, DraftShape, PassShape, PlanTimes, Purpose};
+use outrider_plans::cost::{
+    Before, DRAFT_ROWS_MAX, DraftShape, PassShape, PlanTimes, Purpose, middle,
+};
 use outrider_plans::{ModelRole, UnitId};
 
-use super::middle::middle;
 use super::rounds::Answered;
 use crate::meter::{StageTiming, Work};
 
@@ -87,16 +88,21 @@ impl Excess {
         jobs.push(took_ns as i64 - alone as i64);
     }
 
+    /// The sizes of a kind, each with its jobs and their number.
+    fn of_kind(&self, kind: Kind) -> impl Iterator<Item = (u32, &Rounds, usize)> {
+        let of_kind = self.sizes.iter().filter(move |((of, _), _)| *of == kind);
+        of_kind.map(|((_, size), rounds)| (*size, rounds, rounds.values().map(Vec::len).sum()))
+    }
+
     /// The line through the sizes of a kind, each with its middle and by the number of its jobs.
     pub(super) fn line(&self, kind: Kind) -> Line {
-        let of_kind = || self.sizes.iter().filter(|((of, _), _)| *of == kind);
-        let jobs = |rounds: &Rounds| rounds.values().map(Vec::len).sum::<usize>();
-        let enough = of_kind().any(|(_, rounds)| jobs(rounds) >= JOBS_MIN);
-        let points: Vec<(f64, f64, f64)> = of_kind()
-            .filter(|(_, rounds)| !enough || jobs(rounds) >= JOBS_MIN)
-            .map(|((_, size), rounds)| {
+        let enough = self.of_kind(kind).any(|(.., jobs)| jobs >= JOBS_MIN);
+        let points: Vec<(f64, f64, f64)> = self
+            .of_kind(kind)
+            .filter(|(.., jobs)| !enough || *jobs >= JOBS_MIN)
+            .map(|(size, rounds, jobs)| {
                 let ns = middle(rounds.values().map(|jobs| mean(jobs)));
-                (f64::from(*size), ns as f64, jobs(rounds) as f64)
+                (f64::from(size), ns as f64, jobs as f64)
             })
             .collect();
         let weight: f64 = points.iter().map(|(.., weight)| weight).sum();
@@ -117,17 +123,15 @@ impl Excess {
 
     /// The mean size of the jobs of a kind.
     pub(super) fn mean_size(&self, kind: Kind) -> f64 {
-        let of_kind = || self.sizes.iter().filter(|((of, _), _)| *of == kind);
-        let jobs = |rounds: &Rounds| rounds.values().map(Vec::len).sum::<usize>() as f64;
-        let all: f64 = of_kind().map(|(_, rounds)| jobs(rounds)).sum();
-        let sizes: f64 = of_kind().map(|((_, size), rounds)| f64::from(*size) * jobs(rounds)).sum();
-        if all > 0.0 { sizes / all } else { 0.0 }
+        let all: usize = self.of_kind(kind).map(|(.., jobs)| jobs).sum();
+        let sizes: usize = self.of_kind(kind).map(|(size, _, jobs)| size as usize * jobs).sum();
+        sizes as f64 / all.max(1) as f64
     }
 
     /// What jobs of a kind took more, whatever their size.
     pub(super) fn mean_ns(&self, kind: Kind) -> i64 {
         let mut all = Rounds::new();
-        for (_, rounds) in self.sizes.iter().filter(|((of, _), _)| *of == kind) {
+        for (_, rounds, _) in self.of_kind(kind) {
             for (round, jobs) in rounds {
                 all.entry(*round).or_default().extend(jobs);
             }

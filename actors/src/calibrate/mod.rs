@@ -5,7 +5,6 @@
 //!   rounds    the engine on a few plans, every job clocked: hops, turns, contention              rounds.rs
 //!   excess    what those jobs take more than in the loop                                         excess.rs
 //!   texts     the target's answers to prompts, and what the draft says at each position          texts.rs
-//!   middle    what several rounds of visits say together                                         middle.rs
 //!   session   who is visited when, and what all visits together say                              session/
 //! ```
 //!
@@ -17,7 +16,6 @@
 mod classes;
 mod excess;
 mod loops;
-mod middle;
 mod rounds;
 mod session;
 mod store;

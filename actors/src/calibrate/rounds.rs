@@ -13,11 +13,11 @@ use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use outrider_observability::Registry;
 use outrider_pipeline::scheduler::{GenerationParams, Statistics};
 use outrider_pipeline::{Message, Speculation};
+use outrider_plans::cost::middle;
 use outrider_plans::{ModelRole, PartitionPlan, PlanContext};
 use tokio::sync::mpsc;
 
 use super::CalibrateError;
-use super::middle::middle;
 use crate::engine::{Engine, EngineLimits, EngineOptions};
 use crate::meter::StageTiming;
 use crate::pair::Pair;
@@ -161,31 +161,34 @@ pub(super) struct Clocked {
     pub(super) target: (u64, u64),
     /// Jobs of the draft and their time.
     pub(super) draft: (u64, u64),
-    /// Mean gap after a pass of the target, and after a draft job, before whatever came next.
+    /// What lies between the jobs.
+    pub(super) gaps: Gaps,
+}
+
+/// Mean gaps between the jobs of some answers.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Gaps {
+    /// After a pass of the target, and after a draft job, before whatever came next.
     pub(super) hops_ns: (u64, u64),
-    /// Mean gap between two stages of a pass.
+    /// Between two stages of a pass.
     pub(super) between_ns: u64,
-    /// Mean time of a request outside of its jobs and the gaps between them.
+    /// Time of a request outside of its jobs and the gaps between them.
     pub(super) request_ns: u64,
 }
 
-impl Clocked {
-    /// What rounds of visits say together: the sums of all, and the gaps of those in the middle.
+impl Gaps {
+    /// Those of the rounds in the middle.
     pub(super) fn middle(rounds: &[Self]) -> Self {
-        let sum = |of: fn(&Self) -> (u64, u64)| {
-            let add = |a: (u64, u64), b: (u64, u64)| (a.0 + b.0, a.1 + b.1);
-            rounds.iter().map(of).fold((0, 0), add)
-        };
         let gap = |of: fn(&Self) -> u64| middle(rounds.iter().map(|one| of(one) as i64)) as u64;
         Self {
-            target: sum(|one| one.target),
-            draft: sum(|one| one.draft),
             hops_ns: (gap(|one| one.hops_ns.0), gap(|one| one.hops_ns.1)),
             between_ns: gap(|one| one.between_ns),
             request_ns: gap(|one| one.request_ns),
         }
     }
+}
 
+impl Clocked {
     /// Adds up what was clocked while `layers` layers of the target ran.
     pub(super) fn of<'a>(answers: impl Iterator<Item = &'a Answered>, layers: usize) -> Self {
         let mut sums = Self::default();
@@ -220,10 +223,10 @@ impl Clocked {
                 outside.add((whole.as_nanos() as u64).saturating_sub(inside));
             }
         }
-        sums.hops_ns = (after_target.get(), after_draft.get());
-        sums.between_ns = between.get();
+        let hops_ns = (after_target.get(), after_draft.get());
         // The last job's hop is a part of the request's end.
-        sums.request_ns = outside.get().saturating_sub(sums.hops_ns.0);
+        let request_ns = outside.get().saturating_sub(hops_ns.0);
+        sums.gaps = Gaps { hops_ns, between_ns: between.get(), request_ns };
         sums
     }
 }

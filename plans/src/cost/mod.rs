@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`class`] | which units are alike, so that one measurement holds for both |
 //! | [`profile`] | how long a class of units takes for a model, by rows and context, and a link for its bytes |
+//! | [`middle`](mod@middle) | what several rounds of measuring say together |
 //! | [`model`], [`times`] | how long each job of a whole plan takes, piece by piece |
 //! | [`workload`], [`acceptance`] | what is decoded, and how often drafts are right |
 //! | [`forecast`] | tokens per second and utilisation of a plan, and where the time goes |
@@ -19,6 +20,7 @@ pub mod acceptance;
 pub mod class;
 pub mod forecast;
 pub mod formula;
+pub mod middle;
 pub mod model;
 pub mod profile;
 pub mod stop;
@@ -29,6 +31,7 @@ pub use acceptance::Acceptance;
 pub use class::UnitClass;
 pub use forecast::{Forecast, Share};
 pub use formula::Costs;
+pub use middle::middle;
 pub use model::{Contention, CostModel, ForecastError, Link};
 pub use profile::{
     AroundJobs, LinkProfile, MemoryDomain, PartsProfile, ProfileError, RoleProfile, TimeTable,

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::middle::middle;
 use crate::role::ModelRole;
 
 /// Why numbers are not a table of times.
@@ -111,7 +112,7 @@ impl TimeTable {
         if !tables.iter().all(|table| alike(table)) {
             return None;
         }
-        let time = |i: usize| middle(tables.iter().map(|table| table.times_ns[i]).collect());
+        let time = |i: usize| middle(tables.iter().map(|table| table.times_ns[i] as i64)) as u64;
         let times_ns = (0..first.times_ns.len()).map(time).collect();
         Some(Self { times_ns, ..first.clone() })
     }
@@ -135,14 +136,6 @@ impl TimeTable {
     pub fn rows_max(&self) -> u32 {
         *self.rows.last().expect("a table has rows")
     }
-}
-
-/// The mean of some times without a quarter of them at either end.
-fn middle(mut times: Vec<u64>) -> u64 {
-    times.sort_unstable();
-    let aside = times.len() / 4;
-    let kept = &times[aside..times.len() - aside];
-    kept.iter().sum::<u64>() / kept.len().max(1) as u64
 }
 
 /// Linear between the points of an ascending axis, in integers, rounded down.

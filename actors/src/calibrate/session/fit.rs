@@ -6,13 +6,12 @@ use std::collections::BTreeMap;
 
 use outrider_pipeline::rehearsal::Course;
 use outrider_plans::cost::{
-    AroundJobs, Contention, LinkProfile, MemoryDomain, PlanTimes, RoleProfile,
+    AroundJobs, Contention, LinkProfile, MemoryDomain, PlanTimes, RoleProfile, middle,
 };
 use outrider_plans::{ModelRole, PartitionPlan, UnitClass, UnitProfile, UnitSpec, Workload};
 
 use super::super::excess::{Excess, Kind};
-use super::super::middle::middle;
-use super::super::rounds::{self, Clocked};
+use super::super::rounds::{self, Clocked, Gaps};
 use super::{CalibrateError, Clock, DEPTH, Session, Visited};
 use crate::foresight::Foresight;
 
@@ -70,24 +69,24 @@ impl Session<'_> {
         } else {
             (unit.engine.iter().collect(), Vec::new())
         };
-        let clocked = self.clocked(&plain);
+        let gaps = self.gaps(&plain);
         let excess = longer(&plain, &times);
-        let target_hop_ns = clocked.hops_ns.0;
+        let target_hop_ns = gaps.hops_ns.0;
         let around = AroundJobs {
             target_hop_ns,
             draft_hop_ns: target_hop_ns,
             target_ns: excess.line(Kind::Pass).one_ns,
             target_prompt_ns: excess.mean_ns(Kind::Prompt),
-            request_ns: clocked.request_ns,
+            request_ns: gaps.request_ns,
             ..AroundJobs::default()
         };
         if drafting.is_empty() {
             return Ok(around);
         }
-        let clocked = self.clocked(&drafting);
+        let gaps = self.gaps(&drafting);
         let excess = longer(&drafting, &times);
         // What a round hops more than twice a plain one's goes with the draft.
-        let both = clocked.hops_ns.0 + clocked.hops_ns.1;
+        let both = gaps.hops_ns.0 + gaps.hops_ns.1;
         let (target, draft) = (excess.line(Kind::Pass), excess.line(Kind::Draft));
         Ok(AroundJobs {
             draft_hop_ns: both.saturating_sub(target_hop_ns),
@@ -101,11 +100,11 @@ impl Session<'_> {
     }
 
     /// What all parts say of the gaps between the jobs of these answers.
-    fn clocked(&self, clocks: &[&Clock]) -> Clocked {
+    fn gaps(&self, clocks: &[&Clock]) -> Gaps {
         let answers = |part: Vec<&Clock>| {
-            Clocked::of(part.iter().map(|clock| &clock.answered), self.layers())
+            Clocked::of(part.iter().map(|clock| &clock.answered), self.layers()).gaps
         };
-        Clocked::middle(&parts_of(clocks).map(answers).collect::<Vec<_>>())
+        Gaps::middle(&parts_of(clocks).map(answers).collect::<Vec<_>>())
     }
 
     /// How the texts of these answers go under a plan by what is known so far.
@@ -134,7 +133,7 @@ impl Session<'_> {
             return;
         }
         let clocks: Vec<&Clock> = self.split.iter().collect();
-        let between_ns = self.clocked(&clocks).between_ns;
+        let between_ns = self.gaps(&clocks).between_ns;
         // Two stages, so twice of each: what a pass takes more, and what each of its rows does, which goes with the activations.
         // Prompts have the most rows, and tell that best.
         let excess = longer(&clocks, &times);
@@ -178,11 +177,11 @@ impl Session<'_> {
     fn fit_turns(&mut self, plan: &PartitionPlan, clocks: &[Clock]) {
         let Ok(times) = self.model.times(plan, self.context) else { return };
         let all: Vec<&Clock> = clocks.iter().collect();
-        let clocked = self.clocked(&all);
+        let gaps = self.gaps(&all);
         let excess = longer(&all, &times);
         let hops = times.hop_ns(ModelRole::Target) + times.hop_ns(ModelRole::Draft);
         // Hops between sleeping units may be longer than those within one.
-        let hopping = (clocked.hops_ns.0 + clocked.hops_ns.1) as i64 - hops as i64;
+        let hopping = (gaps.hops_ns.0 + gaps.hops_ns.1) as i64 - hops as i64;
         let found = self.model.contention.last_mut().expect("it was just pushed");
         found.target_apart_ns = excess.mean_ns(Kind::Pass) + hopping;
         found.draft_apart_ns = excess.mean_ns(Kind::Draft);

@@ -95,7 +95,7 @@ struct Pick {
 struct Contest {
     plan: PartitionPlan,
     forecast: Forecast,
-    /// It is given every so-manieth prompt.
+    /// One prompt in so many is given to it.
     every: usize,
     /// Whether a turn of it failed, after which it has none.
     failed: bool,
@@ -263,7 +263,7 @@ fn order(plans: usize, cycle: usize) -> Vec<usize> {
     order
 }
 
-/// Every so-manieth prompt, of those the ones of one part.
+/// One prompt in so many, of those the ones of one part.
 fn part_of(prompts: &[String], every: usize, part: usize) -> Vec<&str> {
     let some: Vec<&str> = prompts.iter().step_by(every).map(String::as_str).collect();
     let len = some.len();

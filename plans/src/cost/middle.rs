@@ -1,11 +1,11 @@
-//! What several rounds of visits say together.
+//! What several rounds of measuring say together.
 //!
-//! A machine that is held up for a while, by a neighbour or by its host, is slow in whatever is visited then. Each round says
+//! A machine that is held up for a while, by a neighbour or by its host, is slow in whatever is measured then. Each round says
 //! what a thing takes on average, and the rounds in the middle are believed. *Invariant:* less than a quarter of the rounds
 //! moves no figure beyond what the others said.
 
 /// The mean of some figures without a quarter of them at either end; 0 of none.
-pub(super) fn middle(figures: impl IntoIterator<Item = i64>) -> i64 {
+pub fn middle(figures: impl IntoIterator<Item = i64>) -> i64 {
     let mut figures: Vec<i64> = figures.into_iter().collect();
     figures.sort_unstable();
     let aside = figures.len() / 4;
