@@ -13,15 +13,11 @@ use outrider_devices::gpu::GpuSelector;
 use outrider_devices::{
     Batch, CacheFormat, Device, Executable, Output, Sampling, Segment, SequenceId, SlotLimits, Want,
 };
-use outrider_observability::Registry;
-use outrider_pipeline::Guarding;
 use outrider_plans::{ModeKind, ModelRole, StageId, default_plan_in};
 use serde::Serialize;
 
-use super::{BenchArguments, Contender, PROMPTS, prompts};
-use crate::cli::select::build_info;
+use super::{BenchArguments, PROMPTS, Writer, prompts};
 use crate::cli::{CliError, print_json};
-use crate::engine::{Engine, EngineOptions};
 use crate::gpu_tuning;
 
 /// Where two texts part.
@@ -77,17 +73,7 @@ async fn compare(arguments: &BenchArguments) -> Result<Report, CliError> {
     let pair = arguments.selection.pair()?;
     let limits = arguments.selection.limits();
     let plan = default_plan_in(ModeKind::Plain, &limits.plan_context(&pair))?;
-    let registry = Arc::new(Registry::new(build_info()));
-    let options = EngineOptions::new(pair.clone(), plan.clone(), limits, registry);
-    let engine = Engine::start(EngineOptions { guarding: Guarding::Off, ..options }).await?;
-    let writer = Contender {
-        plan,
-        plain: 0,
-        engine,
-        crowds: Vec::new(),
-        texts: Vec::new(),
-        identical: true,
-    };
+    let writer = Writer::start(arguments, &pair, &plan).await?;
 
     let layers = pair.target.config().shape.layers;
     let whole =

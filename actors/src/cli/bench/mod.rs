@@ -31,6 +31,8 @@ use report::{Entry, Measured, Report, worst_window};
 
 /// Passes over all prompts where nobody says.
 const RUNS: usize = 3;
+/// What an engine answers before it is measured.
+const WARM_UP: Duration = Duration::from_millis(120);
 /// Prompts of the shipped pair's kind, for a bench without a file.
 const PROMPTS: &str = include_str!("prompts.tsv");
 
@@ -98,7 +100,6 @@ struct Contender {
     plan: PartitionPlan,
     /// Index of the contender that runs the same target placement plainly.
     plain: usize,
-    engine: Engine,
     /// What each number of clients got.
     crowds: Vec<Crowd>,
     /// The texts of the prompts, as they came first.
@@ -106,12 +107,17 @@ struct Contender {
     identical: bool,
 }
 
+/// An engine that answers.
+struct Writer {
+    engine: Engine,
+}
+
 /// What so many clients got.
 struct Crowd {
     clients: usize,
     runs: Vec<Measured>,
-    /// One client's answers, one by one: tokens, and the time that each took.
-    answers: Vec<(u64, Duration)>,
+    /// One client's answers in each run, one by one: tokens, and the time that each took.
+    answers: Vec<Vec<(u64, Duration)>>,
 }
 
 #[expect(clippy::print_stdout, reason = "the command's own output")]
@@ -154,38 +160,35 @@ async fn measure(arguments: &BenchArguments) -> Result<Report, CliError> {
     let pair = arguments.selection.pair()?;
     let mut contenders = Vec::new();
     for (plan, plain) in plans(arguments, &pair)? {
-        let registry = Arc::new(Registry::new(build_info()));
-        let limits = arguments.selection.limits();
-        let options = EngineOptions::new(pair.clone(), plan.clone(), limits, registry);
-        // A fixed depth is measured as it is, also where it loses, unless the guard is asked for.
-        let guarding = if arguments.guard { Guarding::On } else { Guarding::Off };
-        let engine = Engine::start(EngineOptions { guarding, ..options }).await?;
         let crowd = |&clients| Crowd { clients, runs: Vec::new(), answers: Vec::new() };
         let crowds = arguments.concurrent.iter().map(crowd).collect();
-        let texts = Vec::new();
-        contenders.push(Contender { plan, plain, engine, crowds, texts, identical: true });
+        contenders.push(Contender { plan, plain, crowds, texts: Vec::new(), identical: true });
     }
-    for contender in &contenders {
-        contender.answer(arguments, &prompts[..1], 1).await?;
-    }
-    for (_, crowd) in
-        (0..runs).flat_map(|run| (0..arguments.concurrent.len()).map(move |crowd| (run, crowd)))
-    {
-        let clients = arguments.concurrent[crowd];
-        contenders.iter_mut().for_each(|c| c.crowds[crowd].runs.push(Measured::default()));
-        // One client's prompts go to the plans in turns; several clients would wait for each other at every turn.
-        let turn = if clients == 1 { 1 } else { prompts.len() };
-        for (group, prompts) in prompts.chunks(turn).enumerate() {
-            for contender in &mut contenders {
-                let (texts, measured) = contender.answer(arguments, prompts, clients).await?;
-                contender.take_note(crowd, group * turn, (texts, measured));
+    for _ in 0..runs {
+        // Anew in every run: an engine is some percent faster or slower than the next one for as long as it lives.
+        let mut writers = Vec::with_capacity(contenders.len());
+        for contender in &contenders {
+            writers.push(Writer::start(arguments, &pair, &contender.plan).await?);
+        }
+        for writer in &writers {
+            writer.warm_up(arguments, &prompts).await?;
+        }
+        for (crowd, &clients) in arguments.concurrent.iter().enumerate() {
+            contenders.iter_mut().for_each(|contender| contender.crowds[crowd].begin_run());
+            // One client's prompts go to the plans in turns; several clients would wait for each other at every turn.
+            let turn = if clients == 1 { 1 } else { prompts.len() };
+            for (group, prompts) in prompts.chunks(turn).enumerate() {
+                for (contender, writer) in contenders.iter_mut().zip(&writers) {
+                    let answers = writer.answer(arguments, prompts, clients).await?;
+                    contender.take_note(crowd, group * turn, answers);
+                }
             }
         }
+        writers.iter().for_each(|writer| writer.engine.stop());
     }
     for index in 0..contenders.len() {
         let same = contenders[index].texts == contenders[contenders[index].plain].texts;
         contenders[index].identical &= same;
-        contenders[index].engine.stop();
     }
     let rows = contenders.iter().flat_map(|contender| {
         contender.crowds.iter().enumerate().map(|(crowd, own)| {
@@ -267,7 +270,65 @@ fn prompts(arguments: &BenchArguments, shipped: &str) -> Result<Vec<String>, Cli
     }
 }
 
+impl Crowd {
+    fn begin_run(&mut self) {
+        self.runs.push(Measured::default());
+        self.answers.push(Vec::new());
+    }
+}
+
 impl Contender {
+    /// The answers to the prompts from `first` on have come.
+    fn take_note(
+        &mut self,
+        crowd: usize,
+        first: usize,
+        (texts, measured): (Vec<Vec<u32>>, Measured),
+    ) {
+        let crowd = &mut self.crowds[crowd];
+        if crowd.clients == 1 {
+            crowd.answers.last_mut().expect("a run has begun").push(measured.tokens_and_time());
+        }
+        *crowd.runs.last_mut().expect("a run has begun") += measured;
+        if self.texts.len() == first {
+            self.texts.extend(texts);
+        } else {
+            self.identical &= self.texts[first..][..texts.len()] == texts;
+        }
+    }
+}
+
+impl Writer {
+    async fn start(
+        arguments: &BenchArguments,
+        pair: &Pair,
+        plan: &PartitionPlan,
+    ) -> Result<Self, CliError> {
+        let registry = Arc::new(Registry::new(build_info()));
+        let limits = arguments.selection.limits();
+        let options = EngineOptions::new(pair.clone(), plan.clone(), limits, registry);
+        // A fixed depth is measured as it is, also where it loses, unless the guard is asked for.
+        let guarding = if arguments.guard { Guarding::On } else { Guarding::Off };
+        let engine = Engine::start(EngineOptions { guarding, ..options }).await?;
+        Ok(Self { engine })
+    }
+
+    /// The first answers of an engine are slower than later ones.
+    async fn warm_up(
+        &self,
+        arguments: &BenchArguments,
+        prompts: &[String],
+    ) -> Result<(), CliError> {
+        let started = Instant::now();
+        for prompt in prompts {
+            self.generate(arguments, prompt).await?;
+            if started.elapsed() >= WARM_UP {
+                break;
+            }
+        }
+        Ok(())
+    }
+
     /// Has `clients` clients ask for the answers to these prompts.
     async fn answer(
         &self,
@@ -289,25 +350,6 @@ impl Contender {
             texts.push(tokens);
         }
         Ok((texts, measured))
-    }
-
-    /// The answers to the prompts from `first` on have come.
-    fn take_note(
-        &mut self,
-        crowd: usize,
-        first: usize,
-        (texts, measured): (Vec<Vec<u32>>, Measured),
-    ) {
-        let crowd = &mut self.crowds[crowd];
-        if crowd.clients == 1 {
-            crowd.answers.push(measured.tokens_and_time());
-        }
-        *crowd.runs.last_mut().expect("a run has begun") += measured;
-        if self.texts.len() == first {
-            self.texts.extend(texts);
-        } else {
-            self.identical &= self.texts[first..][..texts.len()] == texts;
-        }
     }
 
     async fn generate(
