@@ -31,6 +31,8 @@ const SHARED: &[u32] = &[1, 2, 4];
 const ROUNDS_MAX: usize = 15;
 /// A round that takes longer is not done again, whatever the first one was: for units that are slow.
 const AGAIN_MAX: Duration = Duration::from_millis(400);
+/// Most that a stage runs before it is clocked.
+const WARM_UP_MAX: Duration = Duration::from_millis(250);
 /// Of a model's time, the share of one series of points: of few rows, of many, of contexts, of parts.
 const SERIES: u32 = 3;
 
@@ -99,12 +101,20 @@ impl Ask {
         [near, (3 * room / 4).min(1024).max(near + 1)]
     }
 
+    /// Prepares a stage whose input is activations of this width, if any. A device that waits while it is prepared, as a GPU
+    /// does for its compiler, slows down, and needs as long again to be as fast as it is in service.
     fn prepare(
         &self,
         device: &mut dyn Device,
-        stage: StageId,
+        (stage, width): (StageId, Option<usize>),
     ) -> Result<Box<dyn Executable>, LoopError> {
-        Ok(device.prepare(&self.pair.subgraph(stage), self.limits)?)
+        let begun = Instant::now();
+        let mut executable = device.prepare(&self.pair.subgraph(stage), self.limits)?;
+        let end = Instant::now() + begun.elapsed().min(WARM_UP_MAX);
+        while Instant::now() < end {
+            pass(executable.as_mut(), (0, 0), (1, 0), width)?;
+        }
+        Ok(executable)
     }
 
     fn target(&self, device: &mut dyn Device) -> Result<RoleProfile, LoopError> {
@@ -112,7 +122,7 @@ impl Ask {
         let layers = self.layers(role);
         let [near, far] = self.contexts();
         let whole = StageId { role, layer_first: 0, layer_end: layers };
-        let mut executable = self.prepare(device, whole)?;
+        let mut executable = self.prepare(device, (whole, None))?;
         let verify = VERIFY_ROWS.iter().map(|&n| Run::Pass(n, n, near));
         let fits = |rows: &&u32| (**rows + near) as usize <= self.limits.positions_max;
         let fill_rows: Vec<u32> = FILL_ROWS.iter().filter(fits).copied().collect();
@@ -156,15 +166,15 @@ impl Ask {
         let [near, _] = self.contexts();
         let runs: Vec<Run> = PART_ROWS.iter().map(|&n| Run::Pass(n, n.min(16), near)).collect();
         let width = self.pair.shape(ModelRole::Target).map_or(0, |shape| shape.width);
-        let mut one = self.prepare(device, stage(0, 1))?;
+        let mut one = self.prepare(device, (stage(0, 1), None))?;
         let one = self.visit(one.as_mut(), &runs, None)?;
         let front = if half > 1 {
-            let mut front = self.prepare(device, stage(0, half))?;
+            let mut front = self.prepare(device, (stage(0, half), None))?;
             self.visit(front.as_mut(), &runs, None)?
         } else {
             one.clone()
         };
-        let mut back = self.prepare(device, stage(half, layers))?;
+        let mut back = self.prepare(device, (stage(half, layers), Some(width)))?;
         let back = self.visit(back.as_mut(), &runs, Some(width))?;
         let (mut base, mut layer, mut head) = (Vec::new(), Vec::new(), Vec::new());
         for (i, &rows) in PART_ROWS.iter().enumerate() {
@@ -190,7 +200,7 @@ impl Ask {
         let layers = self.layers(role);
         let [near, far] = self.contexts();
         let whole = StageId { role, layer_first: 0, layer_end: layers };
-        let mut executable = self.prepare(device, whole)?;
+        let mut executable = self.prepare(device, (whole, None))?;
         let fits = |rows: &&u32| (**rows + near) as usize <= self.limits.positions_max;
         let fill_rows: Vec<u32> = FILL_ROWS.iter().filter(fits).copied().collect();
         let shared: Vec<u32> =

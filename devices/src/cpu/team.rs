@@ -1,6 +1,10 @@
 //! A team of threads that runs one region at a time: the caller is member 0, the helpers spin, then yield, then park.
 //!
-//! *Invariant:* while no region runs for [`IDLE_SPIN`], no core is busy; a region has left no member behind when
+//! Helpers that were wanted again soon after their last region expect that of the next one: a unit that takes turns with another one
+//! waits for it longer than a unit that works alone, and threads that sleep meanwhile, and are woken one by one, would double what a
+//! stage takes.
+//!
+//! *Invariant:* while no region runs for [`TURN_SPIN`], no core is busy; a region has left no member behind when
 //! [`Team::run`] returns; a team of one runs on the caller alone, without any atomic operation.
 
 use std::cell::{Cell, UnsafeCell};
@@ -13,6 +17,8 @@ use std::time::{Duration, Instant};
 
 /// How long a helper spins for the next region before it parks.
 const IDLE_SPIN: Duration = Duration::from_micros(80);
+/// How long at most, if it waited half as long for the last one.
+const TURN_SPIN: Duration = Duration::from_millis(1);
 /// Spins at a barrier before the member offers its core to others.
 const BARRIER_SPINS: u32 = 4000;
 
@@ -86,9 +92,14 @@ impl Meeting {
     }
 
     fn help(&self, index: usize) {
-        let mut seen = 0;
+        let (mut seen, mut patience) = (0, IDLE_SPIN);
         loop {
-            seen = self.next_region(index, seen);
+            let begun = Instant::now();
+            seen = self.next_region((index, seen), (begun, patience));
+            patience = match 2 * begun.elapsed() {
+                soon if soon < TURN_SPIN => soon.max(IDLE_SPIN),
+                _ => IDLE_SPIN,
+            };
             if self.closing.load(Ordering::Relaxed) {
                 return;
             }
@@ -107,9 +118,12 @@ impl Meeting {
         }
     }
 
-    /// Waits for a region other than `seen`: spins for [`IDLE_SPIN`], then parks.
-    fn next_region(&self, index: usize, seen: u32) -> u32 {
-        let start = Instant::now();
+    /// Waits for a region other than `seen`: spins until `patience` has passed since `begun`, then parks.
+    fn next_region(
+        &self,
+        (index, seen): (usize, u32),
+        (begun, patience): (Instant, Duration),
+    ) -> u32 {
         loop {
             for _ in 0..64 {
                 let region = self.region.load(Ordering::Acquire);
@@ -118,7 +132,7 @@ impl Meeting {
                 }
                 std::hint::spin_loop();
             }
-            if start.elapsed() < IDLE_SPIN {
+            if begun.elapsed() < patience {
                 continue;
             }
             let parked = &self.parked[index - 1];
@@ -290,7 +304,7 @@ mod tests {
         let team = Team::new(2, &[]).expect("threads for a test");
         let runs = AtomicUsize::new(0);
         for _ in 0..3 {
-            std::thread::sleep(IDLE_SPIN * 20);
+            std::thread::sleep(TURN_SPIN * 3);
             team.run(&|_| {
                 runs.fetch_add(1, Ordering::Relaxed);
             });

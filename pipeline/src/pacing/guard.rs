@@ -5,12 +5,12 @@
 //! the credit up is switched off; when waiting has earned enough for a try, one request tries again, and after each
 //! failure the next try waits longer.
 //!
-//! *Invariant:* over any 500 tokens drafts lose at most, as the guard reckons it, what the account held ([`CREDIT`] 6), what
-//! those tokens earn (3, and as much for reading), and what a single cycle may go beyond it ([`BEYOND`] 1.5): 13.5 tokens,
-//! 2.7 %. (A smaller credit would be lost by bad luck alone.)
+//! *Invariant:* over any 500 tokens drafts lose at most, as the guard reckons it, what the account held ([`CREDIT`] 5), what
+//! those tokens earn (3, and as much for reading), and what a single cycle may go beyond it ([`BEYOND`] 1.5): 12.5 tokens,
+//! 2.5 %. (A smaller credit would be lost by bad luck alone.)
 
 /// Most that a draft which did well may lose before it is switched off, in tokens.
-const CREDIT: f64 = 6.0;
+const CREDIT: f64 = 5.0;
 /// What a draft may lose before it has ever gained.
 const FIRST_CREDIT: f64 = 4.0;
 /// What every token of text adds to the account.
