@@ -1,15 +1,19 @@
 //! Opens GPUs with kernels of the shape that was measured best for adapter and driver, which the user's cache folder keeps.
 //!
+//! Measuring compiles some hundred kernels that are never run again. A driver goes on for minutes with what it has compiled, on cores
+//! that are wanted, and ends with its process: so a process of its own measures, `outrider devices --tune`.
+//!
 //! *Invariant:* the same adapter and driver give the same shape for as long as the folder is kept, so that a restart does
 //! not change a text. Where nothing can be kept, nothing is measured: the shape is then what the adapter's kind suggests.
 
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use outrider_devices::DeviceError;
 use outrider_devices::gpu::measure::Timer;
 use outrider_devices::gpu::{
-    AdapterKind, GpuAdapter, GpuDevice, GpuOptions, GpuSelector, Tuning, autotune,
+    AdapterKind, GpuAdapter, GpuDevice, GpuOptions, GpuSelector, Tuning, autotune, discover,
 };
 
 /// Times that a candidate is run; the least counts.
@@ -18,10 +22,12 @@ const REPETITIONS: u32 = 20;
 /// Opens the adapter, measuring first if it is new.
 pub(crate) fn open(selector: &GpuSelector) -> Result<GpuDevice, DeviceError> {
     let device = GpuDevice::open(selector, GpuOptions::default())?;
-    let software = device.adapter().kind == AdapterKind::Software;
-    let Some(file) = cache_folder().filter(|_| !software) else { return Ok(device) };
-    let file = file.join(file_name(device.adapter()));
-    let tuning = match read(&file) {
+    let Some(file) = file_of(device.adapter()) else { return Ok(device) };
+    let known = read(&file).or_else(|| {
+        measure_apart();
+        read(&file)
+    });
+    let tuning = match known {
         Some(tuning) => tuning,
         None => match measure(selector, &file)? {
             Some(tuning) => tuning,
@@ -33,6 +39,40 @@ pub(crate) fn open(selector: &GpuSelector) -> Result<GpuDevice, DeviceError> {
         tracing::warn!(file = %file.display(), %error, "a kept GPU tuning does not fit; remove the file");
         Ok(device)
     })
+}
+
+/// Measures every adapter that is new.
+///
+/// # Errors
+/// An adapter cannot be opened, or is lost.
+pub(crate) fn tune_all() -> Result<(), DeviceError> {
+    for index in 0..discover().usable().count() {
+        let selector = GpuSelector::Index(index);
+        let device = GpuDevice::open(&selector, GpuOptions::default())?;
+        if let Some(file) = file_of(device.adapter()).filter(|file| read(file).is_none()) {
+            measure(&selector, &file)?;
+        }
+    }
+    Ok(())
+}
+
+/// Has another process measure every adapter that is new. Where there can be none, nothing is kept, and nothing lost.
+fn measure_apart() {
+    let Ok(program) = std::env::current_exe() else { return };
+    let ended = Command::new(program)
+        .args(["devices", "--tune"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .status();
+    if !ended.as_ref().is_ok_and(std::process::ExitStatus::success) {
+        tracing::warn!(?ended, "the process that shapes GPU kernels failed; this one does it");
+    }
+}
+
+/// Where the tuning of a real adapter is kept.
+fn file_of(adapter: &GpuAdapter) -> Option<PathBuf> {
+    let real = adapter.kind != AdapterKind::Software;
+    Some(cache_folder().filter(|_| real)?.join(file_name(adapter)))
 }
 
 /// The tuning that measuring chooses, if it can be kept.

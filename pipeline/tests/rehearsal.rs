@@ -10,7 +10,7 @@ use outrider_pipeline::rehearsal::{Course, Rehearsal};
 use outrider_pipeline::scheduler::{RoleLimits, SchedulerConfig, Units};
 use outrider_plans::cost::formula;
 use outrider_plans::cost::{
-    AroundJobs, Contention, CostModel, LinkProfile, MemoryDomain, PartsProfile, RoleProfile,
+    AroundJobs, Contention, CostModel, Link, LinkProfile, MemoryDomain, PartsProfile, RoleProfile,
     TimeTable, UnitClass, UnitProfile,
 };
 use outrider_plans::search::{Composition, Forecaster, Objective, Space, Wanted, search};
@@ -223,6 +223,27 @@ fn a_split_target_pays_for_its_hop_on_every_pass() {
     let plan = parts.plan("split", &context(2)).unwrap();
     let found = forecast(&model, &plan, &texts(0.0));
     assert!((1_099_000..=1_101_000).contains(&found.round_ns), "{found}");
+}
+
+/// A way that was measured holds back and forth, and for other core counts of the same clusters; others have the default.
+#[test]
+fn a_split_target_pays_for_the_way_that_was_measured_nearest() {
+    let times = Times { target: 1_000_000, row: 0, draft: 1 };
+    let mut model = model(times, 2);
+    let units = vec![UnitSpec::Cpu { cores: vec![0] }, UnitSpec::Cpu { cores: vec![1] }];
+    let parts = Composition { mode: Mode::Plain, units, target: vec![(0, 2), (1, 2)], draft: None };
+    let plan = parts.plan("split", &context(2)).unwrap();
+    let mut measured = |from, to, latency_ns| {
+        let profile = LinkProfile { latency_ns, bytes_per_second: 0 };
+        model.links.push(Link { from, to, profile });
+        forecast(&model, &plan, &texts(0.0)).round_ns
+    };
+    let elsewhere = measured(UnitClass::cores(1, 1), UnitClass::cores(0, 1), 700_000);
+    assert!((999_000..=1_001_000).contains(&elsewhere), "{elsewhere}");
+    let two_and_one = measured(UnitClass::cores(0, 2), UnitClass::cores(0, 1), 200_000);
+    assert!((1_199_000..=1_201_000).contains(&two_and_one), "{two_and_one}");
+    let exact = measured(UnitClass::cores(0, 1), UnitClass::cores(0, 1), 100_000);
+    assert!((1_099_000..=1_101_000).contains(&exact), "{exact}");
 }
 
 #[test]

@@ -48,20 +48,31 @@ pub(super) fn pairs(machine: &Machine) -> Vec<(UnitSpec, UnitSpec)> {
             }
         }
     }
-    let real = |(_, adapter): &(usize, &Adapter)| adapter.kind != AdapterKind::Software;
-    for (adapter, Adapter { name, .. }) in machine.adapters.iter().enumerate().filter(real) {
-        let gpu = UnitSpec::Gpu { adapter, name: name.clone() };
+    for gpu in gpus(machine) {
         found.push((cpu(&cores), gpu.clone()));
         found.push((gpu, cpu(&cores)));
     }
     found
 }
 
-/// Two halves of the fastest cluster.
-pub(super) fn halves(machine: &Machine) -> Option<(UnitSpec, UnitSpec)> {
-    let cores = clusters(machine).into_values().next()?;
+/// Pairs of units on which the target is measured in two halves: those of the fastest cluster, and each real GPU with the cores
+/// beside the one that serves it.
+pub(super) fn splits(machine: &Machine) -> Vec<(UnitSpec, UnitSpec)> {
+    let cores = clusters(machine).into_values().next().unwrap_or_default();
     let (front, back) = cores.split_at(cores.len().div_ceil(2));
-    (!back.is_empty()).then(|| (cpu(front), cpu(back)))
+    let halves = (!back.is_empty()).then(|| (cpu(front), cpu(back)));
+    let beside = match cores.split_last() {
+        Some((_, rest)) if !rest.is_empty() => rest,
+        _ => &cores,
+    };
+    halves.into_iter().chain(gpus(machine).map(|gpu| (gpu, cpu(beside)))).collect()
+}
+
+/// Adapters that are not software.
+fn gpus(machine: &Machine) -> impl Iterator<Item = UnitSpec> {
+    let all = machine.adapters.iter().enumerate();
+    let real = all.filter(|(_, adapter)| adapter.kind != AdapterKind::Software);
+    real.map(|(adapter, Adapter { name, .. })| UnitSpec::Gpu { adapter, name: name.clone() })
 }
 
 /// Whole cores of each cluster, best first.

@@ -5,6 +5,7 @@ use outrider_devices::discovery::Machine;
 use outrider_devices::gpu::{self, Discovery};
 
 use super::{CliError, print_json};
+use crate::gpu_tuning;
 
 /// How to list.
 #[derive(Args, Debug)]
@@ -12,6 +13,10 @@ pub(super) struct DevicesArguments {
     /// Print JSON.
     #[arg(long)]
     json: bool,
+    /// Measure how to shape the kernels of GPUs that were never used, and keep it, before they are listed. Whatever uses a GPU
+    /// for the first time does so by itself.
+    #[arg(long)]
+    tune: bool,
 }
 
 /// All units: the processor's fields, and the GPUs beside them.
@@ -24,6 +29,9 @@ struct Units {
 
 #[expect(clippy::print_stdout, reason = "the command's own output")]
 pub(super) fn run(arguments: &DevicesArguments) -> Result<(), CliError> {
+    if arguments.tune {
+        gpu_tuning::tune_all()?;
+    }
     let units = Units { machine: Machine::here(), gpus: gpu::discover() };
     if arguments.json {
         return print_json(&units);

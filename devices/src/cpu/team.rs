@@ -4,7 +4,7 @@
 //! waits for it longer than a unit that works alone, and threads that sleep meanwhile, and are woken one by one, would double what a
 //! stage takes.
 //!
-//! *Invariant:* while no region runs for [`TURN_SPIN`], no core is busy; a region has left no member behind when
+//! *Invariant:* while no region runs for twice [`TURN_MAX`], no core is busy; a region has left no member behind when
 //! [`Team::run`] returns; a team of one runs on the caller alone, without any atomic operation.
 
 use std::cell::{Cell, UnsafeCell};
@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 
 /// How long a helper spins for the next region before it parks.
 const IDLE_SPIN: Duration = Duration::from_micros(80);
-/// How long at most, if it waited half as long for the last one.
-const TURN_SPIN: Duration = Duration::from_millis(1);
+/// Where it waited less than this for the last one, it spins for twice as long as it waited.
+const TURN_MAX: Duration = Duration::from_millis(1);
 /// Spins at a barrier before the member offers its core to others.
 const BARRIER_SPINS: u32 = 4000;
 
@@ -96,8 +96,8 @@ impl Meeting {
         loop {
             let begun = Instant::now();
             seen = self.next_region((index, seen), (begun, patience));
-            patience = match 2 * begun.elapsed() {
-                soon if soon < TURN_SPIN => soon.max(IDLE_SPIN),
+            patience = match begun.elapsed() {
+                turn if turn < TURN_MAX => IDLE_SPIN.max(2 * turn),
                 _ => IDLE_SPIN,
             };
             if self.closing.load(Ordering::Relaxed) {
@@ -304,7 +304,7 @@ mod tests {
         let team = Team::new(2, &[]).expect("threads for a test");
         let runs = AtomicUsize::new(0);
         for _ in 0..3 {
-            std::thread::sleep(TURN_SPIN * 3);
+            std::thread::sleep(TURN_MAX * 4);
             team.run(&|_| {
                 runs.fetch_add(1, Ordering::Relaxed);
             });

@@ -174,9 +174,15 @@ impl CostModel {
         Ok(PlanTimes { target, draft, slowed, power_mw })
     }
 
+    /// The way that was measured between units with core counts nearest to these; it is the same back and forth.
     fn link(&self, from: &UnitClass, to: &UnitClass) -> LinkProfile {
-        let of = |link: &&Link| link.from == *from && link.to == *to;
-        self.links.iter().find(of).map_or(self.link_default, |link| link.profile)
+        let far =
+            |one: &UnitClass, other: &UnitClass| Some(distance(one, from)? + distance(other, to)?);
+        let candidates = self.links.iter().filter_map(|link| {
+            let ways = [far(&link.from, &link.to), far(&link.to, &link.from)];
+            Some((ways.into_iter().flatten().min()?, link.profile))
+        });
+        candidates.min_by_key(|(far, _)| *far).map_or(self.link_default, |(_, profile)| profile)
     }
 
     /// How much longer jobs of the target and of the draft take while the other is at work on another unit.
@@ -202,14 +208,6 @@ impl CostModel {
 
     /// The pair that was measured with core counts nearest to these.
     fn measured_contention(&self, target: &UnitClass, draft: &UnitClass) -> Option<&Contention> {
-        let distance = |a: &UnitClass, b: &UnitClass| match (a.single_cluster(), b.single_cluster())
-        {
-            _ if a == b => Some(0),
-            (Some((one, cores)), Some((other, others))) if one == other => {
-                Some(cores.abs_diff(others))
-            }
-            _ => None,
-        };
         let candidates = self.contention.iter().filter_map(|found| {
             let far = distance(&found.target, target)? + distance(&found.draft, draft)?;
             Some((far, found))
@@ -250,6 +248,15 @@ impl CostModel {
             self.profile(&UnitClass::of(spec, &context.machine)).is_none()
         };
         plan.units.iter().filter(unknown).collect()
+    }
+}
+
+/// By how many cores two classes differ; `None` if they are not alike.
+fn distance(a: &UnitClass, b: &UnitClass) -> Option<u32> {
+    match (a.single_cluster(), b.single_cluster()) {
+        _ if a == b => Some(0),
+        (Some((one, cores)), Some((other, others))) if one == other => Some(cores.abs_diff(others)),
+        _ => None,
     }
 }
 

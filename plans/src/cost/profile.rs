@@ -109,7 +109,7 @@ impl TimeTable {
     pub fn middle(tables: &[&Self]) -> Option<Self> {
         let first = *tables.first()?;
         let alike = |t: &&Self| t.rows == first.rows && t.contexts == first.contexts;
-        if !tables.iter().all(|table| alike(table)) {
+        if !tables.iter().all(alike) {
             return None;
         }
         let time = |i: usize| middle(tables.iter().map(|table| table.times_ns[i] as i64)) as u64;

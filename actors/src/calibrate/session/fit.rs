@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use outrider_pipeline::rehearsal::Course;
 use outrider_plans::cost::{
-    AroundJobs, Contention, LinkProfile, MemoryDomain, PlanTimes, RoleProfile, middle,
+    AroundJobs, Contention, Link, LinkProfile, MemoryDomain, PlanTimes, RoleProfile, middle,
 };
 use outrider_plans::{ModelRole, PartitionPlan, UnitClass, UnitProfile, UnitSpec, Workload};
 
@@ -125,18 +125,34 @@ impl Session<'_> {
     }
 
     /// What a stage on another unit costs: the message, waking that unit up, and rows that both have to hold.
-    pub(super) fn fit_split(&mut self) {
-        let Some((front, back)) = self.halves.clone() else { return };
-        let Ok(plan) = self.split_plan(front, back) else { return };
-        let Ok(times) = self.model.times(&plan, self.context) else { return };
-        if self.split.is_empty() {
-            return;
+    pub(super) fn fit_splits(&mut self) {
+        for (place, split) in std::mem::take(&mut self.splits).into_iter().enumerate() {
+            let Ok(plan) = self.split_plan(&split.units) else { continue };
+            if self.model.times(&plan, self.context).is_err() || split.clocks.is_empty() {
+                continue;
+            }
+            let class = |spec| UnitClass::of(spec, &self.context.machine);
+            let (from, to) = (class(&split.units.0), class(&split.units.1));
+            self.model.links.push(Link { from, to, profile: LinkProfile::default() });
+            self.fit_split(&plan, &split.clocks);
+            // Whatever is not measured is as the first, two halves of a cluster.
+            if place == 0 {
+                self.model.link_default = self.link_under_way().profile;
+            }
         }
-        let clocks: Vec<&Clock> = self.split.iter().collect();
-        let between_ns = self.gaps(&clocks).between_ns;
+    }
+
+    fn link_under_way(&mut self) -> &mut Link {
+        self.model.links.last_mut().expect("it was just pushed")
+    }
+
+    fn fit_split(&mut self, plan: &PartitionPlan, clocks: &[Clock]) {
+        let Ok(times) = self.model.times(plan, self.context) else { return };
+        let all: Vec<&Clock> = clocks.iter().collect();
+        let between_ns = self.gaps(&all).between_ns;
         // Two stages, so twice of each: what a pass takes more, and what each of its rows does, which goes with the activations.
         // Prompts have the most rows, and tell that best.
-        let excess = longer(&clocks, &times);
+        let excess = longer(&all, &times);
         let (pass_ns, prompt_ns) = (excess.mean_ns(Kind::Pass), excess.mean_ns(Kind::Prompt));
         let pass_rows = excess.mean_size(Kind::Pass);
         let further_rows = excess.mean_size(Kind::Prompt) - pass_rows;
@@ -145,10 +161,27 @@ impl Session<'_> {
         let row_ns = (2.0 * row_ns).max(0.0);
         let own_ns = 2 * pass_ns - (row_ns * pass_rows) as i64;
         let row_bytes = 4 * self.context.target.width as u64;
-        self.model.link_default = LinkProfile {
+        self.link_under_way().profile = LinkProfile {
             latency_ns: between_ns.saturating_add_signed(own_ns),
             bytes_per_second: (row_bytes * 1_000_000_000).checked_div(row_ns as u64).unwrap_or(0),
         };
+        // Waking the first unit for the next pass, and whatever else answers took, goes with the way too.
+        for _ in 0..FITTING_ROUNDS {
+            let longer_ns = self.longer_a_pass_ns(plan, clocks);
+            let profile = &mut self.link_under_way().profile;
+            profile.latency_ns = profile.latency_ns.saturating_add_signed(longer_ns);
+        }
+    }
+
+    /// What answers took longer than is foreseen so far, for each pass that decodes: they took as long as they did, whatever their
+    /// jobs say.
+    fn longer_a_pass_ns(&self, plan: &PartitionPlan, clocks: &[Clock]) -> i64 {
+        let longer_ns = |part: Vec<&Clock>| {
+            let course = self.rehearsed(plan, &part, Hops::Counted);
+            let decoding = course.jobs.0.saturating_sub(course.texts).max(1);
+            (lasted_ns(&part) - course.total_ns as i64) / decoding as i64
+        };
+        middle(parts_of(&self.with_texts(clocks)).map(longer_ns))
     }
 
     /// What two units do to each other that hold a model each: taking turns, and at the same time.
@@ -185,14 +218,8 @@ impl Session<'_> {
         let found = self.model.contention.last_mut().expect("it was just pushed");
         found.target_apart_ns = excess.mean_ns(Kind::Pass) + hopping;
         found.draft_apart_ns = excess.mean_ns(Kind::Draft);
-        // Answers took as long as they did, whatever their jobs say.
         for _ in 0..FITTING_ROUNDS {
-            let longer_ns = |part: Vec<&Clock>| {
-                let course = self.rehearsed(plan, &part, Hops::Counted);
-                let decoding = course.jobs.0.saturating_sub(course.texts).max(1);
-                (lasted_ns(&part) - course.total_ns as i64) / decoding as i64
-            };
-            let longer_ns = middle(parts_of(&self.with_texts(clocks)).map(longer_ns));
+            let longer_ns = self.longer_a_pass_ns(plan, clocks);
             let found = self.model.contention.last_mut().expect("it was just pushed");
             found.target_apart_ns += longer_ns;
         }

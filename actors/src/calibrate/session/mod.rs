@@ -55,11 +55,18 @@ struct Beside {
     overlap: Vec<Clock>,
 }
 
+/// The target over two units.
+struct Split {
+    units: (UnitSpec, UnitSpec),
+    clocks: Vec<Clock>,
+}
+
 /// What is visited in a round.
 enum Visit {
     Unit(UnitClass),
     Texts,
-    Split,
+    /// Which of them.
+    Split(usize),
     Pair(UnitSpec, UnitSpec),
 }
 
@@ -87,8 +94,7 @@ pub(crate) struct Session<'a> {
     round: u32,
     left: VecDeque<Visit>,
     units: Vec<Visited>,
-    halves: Option<(UnitSpec, UnitSpec)>,
-    split: Vec<Clock>,
+    splits: Vec<Split>,
     pairs: Vec<Beside>,
     /// The prompts' texts, in their order.
     texts: Vec<SampleText>,
@@ -117,9 +123,13 @@ impl<'a> Session<'a> {
             if pair.draft.is_some() { super::classes::pairs(&context.machine) } else { Vec::new() };
         let beside = |units| Beside { units, turns: Vec::new(), overlap: Vec::new() };
         let pairs: Vec<_> = pairs.into_iter().map(beside).collect();
-        let halves =
-            super::classes::halves(&context.machine).filter(|_| context.target.layers() > 1);
-        let visits = visits(units.len(), halves.is_some(), pairs.len());
+        let splits = match context.target.layers() {
+            1 => Vec::new(),
+            _ => super::classes::splits(&context.machine),
+        };
+        let split = |units| Split { units, clocks: Vec::new() };
+        let splits: Vec<_> = splits.into_iter().map(split).collect();
+        let visits = visits(units.len(), splits.len(), pairs.len());
         let time = options.budget / TEXTS_SHARE * (TEXTS_SHARE - 2);
         let (rounds, slice) = shares(time, visits);
         Self {
@@ -134,8 +144,7 @@ impl<'a> Session<'a> {
             round: 0,
             left: VecDeque::new(),
             units,
-            halves,
-            split: Vec::new(),
+            splits,
             pairs,
             texts: Vec::new(),
             texts_took: Duration::ZERO,
@@ -146,7 +155,7 @@ impl<'a> Session<'a> {
     }
 
     pub(super) fn tell(&mut self, what: &str) {
-        let visits = visits(self.units.len(), self.halves.is_some(), self.pairs.len());
+        let visits = visits(self.units.len(), self.splits.len(), self.pairs.len());
         let all = (self.rounds * visits) as usize + 2;
         (self.options.progress)(Step { done: self.done.min(all), all, what });
         tracing::info!(what, elapsed_ms = self.begun.elapsed().as_millis() as u64, "calibrating");
@@ -186,7 +195,7 @@ impl<'a> Session<'a> {
                 self.tell("what the target answers, and what the draft says");
                 self.read_texts().await?;
             }
-            Some(Visit::Split) => self.visit_split().await?,
+            Some(Visit::Split(place)) => self.visit_split(place).await,
             Some(Visit::Pair(target, draft)) => self.visit_pair_of((&target, &draft)).await,
             None => {}
         }
@@ -203,16 +212,16 @@ impl<'a> Session<'a> {
     fn round_of_visits(&self) -> VecDeque<Visit> {
         let units = self.units.iter().map(|unit| Visit::Unit(unit.class.clone()));
         let texts = self.texts.is_empty().then_some(Visit::Texts);
-        let split = self.halves.is_some().then_some(Visit::Split);
+        let splits = (0..self.splits.len()).map(Visit::Split);
         let pairs = self.pairs.iter().map(|pair| &pair.units);
         let pairs = pairs.map(|(target, draft)| Visit::Pair(target.clone(), draft.clone()));
-        units.chain(texts).chain(split).chain(pairs).collect()
+        units.chain(texts).chain(splits).chain(pairs).collect()
     }
 
     /// What all visits together say.
     pub(crate) fn result(mut self) -> Result<Results, CalibrateError> {
         self.fit_units()?;
-        self.fit_split();
+        self.fit_splits();
         self.fit_pairs();
         Ok((self.model, self.texts, self.left_out))
     }
@@ -380,28 +389,28 @@ impl<'a> Session<'a> {
     }
 
     /// The target over two units.
-    async fn visit_split(&mut self) -> Result<(), CalibrateError> {
-        let Some((front, back)) = self.halves.clone() else { return Ok(()) };
+    async fn visit_split(&mut self, place: usize) {
         self.tell("a split model");
-        if !self.all_measured(&[&front, &back]) {
-            return Ok(());
+        let units = self.splits[place].units.clone();
+        if !self.all_measured(&[&units.0, &units.1]) {
+            return;
         }
-        let plan = self.split_plan(front, back)?;
-        let clocks = self.in_engine(&plan, &DEPTHS).await?;
-        self.split.extend(clocks);
-        Ok(())
+        let Ok(plan) = self.split_plan(&units) else { return };
+        match self.in_engine(&plan, &[DEPTH]).await {
+            Ok(clocks) => self.splits[place].clocks.extend(clocks),
+            Err(error) => tracing::warn!(%error, "a split model was not measured"),
+        }
     }
 
-    fn split_plan(&self, front: UnitSpec, back: UnitSpec) -> Result<PartitionPlan, PlanError> {
+    fn split_plan(&self, (front, back): &(UnitSpec, UnitSpec)) -> Result<PartitionPlan, PlanError> {
         let layers = self.layers();
         let target = vec![(0, layers / 2), (1, layers - layers / 2)];
-        let deepest = DEPTHS.into_iter().max().unwrap_or(0);
-        let draft_tokens = DraftTokens::Fixed(deepest);
+        let draft_tokens = DraftTokens::Fixed(DEPTH);
         let (mode, draft) = match self.pair.draft {
             Some(_) => (Mode::Sequential { draft_tokens }, Some(1)),
             None => (Mode::Plain, None),
         };
-        Composition { mode, units: vec![front, back], target, draft }
+        Composition { mode, units: vec![front.clone(), back.clone()], target, draft }
             .plan("calibration", self.context)
     }
 
@@ -458,9 +467,9 @@ impl<'a> Session<'a> {
 /// Times, texts, and the units that were left out.
 pub(crate) type Results = (CostModel, Vec<SampleText>, BTreeMap<UnitClass, String>);
 
-/// Visits of a round: a loop and an engine for each class, the split target, turns and overlap of each pair.
-fn visits(units: usize, split: bool, pairs: usize) -> u32 {
-    (2 * units + usize::from(split) + 2 * pairs).max(1) as u32
+/// Visits of a round: a loop and an engine for each class, each split target, turns and overlap of each pair.
+fn visits(units: usize, splits: usize, pairs: usize) -> u32 {
+    (2 * units + splits + 2 * pairs).max(1) as u32
 }
 
 /// Rounds over so many visits in this time, and the time of each visit.
@@ -481,12 +490,12 @@ mod tests {
     fn many_units_are_visited_less_often_and_more_briefly() {
         let time = Duration::from_secs(18);
         for units in 1..40 {
-            let visits = visits(units, units > 1, units - 1);
+            let visits = visits(units, usize::from(units > 1), units - 1);
             let (rounds, slice) = shares(time, visits);
             assert!((1..=ROUNDS_MAX).contains(&rounds));
             assert!(rounds * visits * slice <= time, "{units} units");
         }
-        assert_eq!(shares(time, visits(2, true, 1)).0, 5);
-        assert_eq!(shares(time, visits(7, true, 6)).0, 1);
+        assert_eq!(shares(time, visits(2, 1, 1)).0, 5);
+        assert_eq!(shares(time, visits(7, 2, 6)).0, 1);
     }
 }
