@@ -135,7 +135,7 @@ pub struct Pacer {
     target: Option<Under<TargetJob>>,
     draft: Option<Under<DraftJob>>,
     span: Span,
-    /// Between a pass and the next if nothing is drafted, and if the draft answers between them, its own time apart.
+    /// Between a pass and the next if nothing is drafted, and if something is, the time of drafts that are waited for apart.
     turns: (Recent<15>, Recent<15>),
     /// Tokens that came of cycles with drafts, and those that the target alone would have given in that time.
     brought: (f64, f64),
@@ -269,7 +269,8 @@ impl Pacer {
         let gap_ns = since_ns.saturating_sub(start_ns) as f64;
         // What the target waited for the draft, and what lies between jobs.
         let waited_ns = gap_ns.min(span.took_ns);
-        let turns = if span.took_ns > 0.0 { &mut self.turns.1 } else { &mut self.turns.0 };
+        let drafted = span.drafted || span.took_ns > 0.0;
+        let turns = if drafted { &mut self.turns.1 } else { &mut self.turns.0 };
         turns.push(gap_ns - waited_ns);
         let turn_ns = turns.median().unwrap_or(0.0);
         let token_ns = (pass_ns + self.turn_ns()) / f64::from(job.company.max(1));
