@@ -7,7 +7,7 @@
 //!
 //! *Invariant:* over any 500 tokens drafts lose at most, as the guard reckons it, what the account held ([`CREDIT`] 5), what
 //! those tokens earn (3, and as much for reading), and what a single cycle may go beyond it ([`BEYOND`] 1.5): 12.5 tokens,
-//! 2.5 %. (A smaller credit would be lost by bad luck alone.)
+//! 2.5 %; and 2 tokens more for the second try of a draft that had gained much. (A smaller credit would be lost by bad luck alone.)
 
 /// Most that a draft which did well may lose before it is switched off, in tokens.
 const CREDIT: f64 = 5.0;
