@@ -40,7 +40,7 @@ use crate::request::Refusal;
 
 pub use classes::classes;
 pub use loops::LoopError;
-pub(crate) use rounds::{Answered, Probe};
+pub(crate) use rounds::{Answered, Probe, WARM_UP};
 pub(crate) use session::Session;
 pub use store::{Fingerprint, FreshCalibration, StoreError, default_path, load, save};
 pub use texts::PROMPTS;

@@ -27,7 +27,7 @@ use crate::request::{RequestEvent, Timings};
 const TIMINGS_MAX: usize = 16_384;
 /// How long a new engine answers before anything is clocked: its first answers take some hundredths longer on a processor, and
 /// on a GPU, whose clock had sunk, a tenth.
-const WARM_UP: Duration = Duration::from_millis(120);
+pub(crate) const WARM_UP: Duration = Duration::from_millis(120);
 
 /// One answered prompt.
 #[derive(Clone, Debug)]

@@ -128,31 +128,34 @@ impl Session<'_> {
     pub(super) fn fit_splits(&mut self) {
         for (place, split) in std::mem::take(&mut self.splits).into_iter().enumerate() {
             let Ok(plan) = self.split_plan(&split.units) else { continue };
-            if self.model.times(&plan, self.context).is_err() || split.clocks.is_empty() {
+            let Ok(times) = self.model.times(&plan, self.context) else { continue };
+            if split.clocks.is_empty() {
                 continue;
             }
             let class = |spec| UnitClass::of(spec, &self.context.machine);
             let (from, to) = (class(&split.units.0), class(&split.units.1));
-            self.model.links.push(Link { from, to, profile: LinkProfile::default() });
-            self.fit_split(&plan, &split.clocks);
-            // Whatever is not measured is as the first, two halves of a cluster.
+            let profile = self.way(&split.clocks, &times);
+            self.model.links.push(Link { from, to, profile });
+            // Waking the first unit for the next pass, and whatever else answers took, goes with the way too.
+            for _ in 0..FITTING_ROUNDS {
+                let longer_ns = self.longer_a_pass_ns(&plan, &split.clocks);
+                let profile = &mut self.model.links.last_mut().expect("it was just pushed").profile;
+                profile.latency_ns = profile.latency_ns.saturating_add_signed(longer_ns);
+            }
+            // Whatever is not measured is as the first: two halves of a cluster, where one can be halved.
             if place == 0 {
-                self.model.link_default = self.link_under_way().profile;
+                self.model.link_default = self.model.links[0].profile;
             }
         }
     }
 
-    fn link_under_way(&mut self) -> &mut Link {
-        self.model.links.last_mut().expect("it was just pushed")
-    }
-
-    fn fit_split(&mut self, plan: &PartitionPlan, clocks: &[Clock]) {
-        let Ok(times) = self.model.times(plan, self.context) else { return };
+    /// The way between the units of a split target, as far as its jobs and the gaps in its passes tell.
+    fn way(&self, clocks: &[Clock], times: &PlanTimes) -> LinkProfile {
         let all: Vec<&Clock> = clocks.iter().collect();
         let between_ns = self.gaps(&all).between_ns;
         // Two stages, so twice of each: what a pass takes more, and what each of its rows does, which goes with the activations.
         // Prompts have the most rows, and tell that best.
-        let excess = longer(&all, &times);
+        let excess = longer(&all, times);
         let (pass_ns, prompt_ns) = (excess.mean_ns(Kind::Pass), excess.mean_ns(Kind::Prompt));
         let pass_rows = excess.mean_size(Kind::Pass);
         let further_rows = excess.mean_size(Kind::Prompt) - pass_rows;
@@ -161,15 +164,9 @@ impl Session<'_> {
         let row_ns = (2.0 * row_ns).max(0.0);
         let own_ns = 2 * pass_ns - (row_ns * pass_rows) as i64;
         let row_bytes = 4 * self.context.target.width as u64;
-        self.link_under_way().profile = LinkProfile {
+        LinkProfile {
             latency_ns: between_ns.saturating_add_signed(own_ns),
             bytes_per_second: (row_bytes * 1_000_000_000).checked_div(row_ns as u64).unwrap_or(0),
-        };
-        // Waking the first unit for the next pass, and whatever else answers took, goes with the way too.
-        for _ in 0..FITTING_ROUNDS {
-            let longer_ns = self.longer_a_pass_ns(plan, clocks);
-            let profile = &mut self.link_under_way().profile;
-            profile.latency_ns = profile.latency_ns.saturating_add_signed(longer_ns);
         }
     }
 

@@ -395,11 +395,18 @@ impl<'a> Session<'a> {
         if !self.all_measured(&[&units.0, &units.1]) {
             return;
         }
-        let Ok(plan) = self.split_plan(&units) else { return };
-        match self.in_engine(&plan, &[DEPTH]).await {
+        match self.clock_split(&units).await {
             Ok(clocks) => self.splits[place].clocks.extend(clocks),
             Err(error) => tracing::warn!(%error, "a split model was not measured"),
         }
+    }
+
+    async fn clock_split(
+        &mut self,
+        units: &(UnitSpec, UnitSpec),
+    ) -> Result<Vec<Clock>, CalibrateError> {
+        let plan = self.split_plan(units)?;
+        self.in_engine(&plan, &[DEPTH]).await
     }
 
     fn split_plan(&self, (front, back): &(UnitSpec, UnitSpec)) -> Result<PartitionPlan, PlanError> {

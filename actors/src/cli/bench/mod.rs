@@ -12,7 +12,7 @@ mod report;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use clap::{Args, Subcommand};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
@@ -24,15 +24,14 @@ use outrider_plans::{Mode, ModeKind, PartitionPlan, default_plan_in};
 
 use super::select::{build_info, named_plan};
 use super::{CliError, Selection, in_system, print_json};
+use crate::calibrate::WARM_UP;
 use crate::engine::{Engine, EngineOptions};
 use crate::pair::Pair;
 use crate::request::{RequestEvent, Timings};
-use report::{Entry, Measured, Report, worst_window};
+use report::{Answer, Entry, Measured, Report, worst_window};
 
 /// Passes over all prompts where nobody says.
 const RUNS: usize = 3;
-/// What an engine answers before it is measured.
-const WARM_UP: Duration = Duration::from_millis(120);
 /// Prompts of the shipped pair's kind, for a bench without a file.
 const PROMPTS: &str = include_str!("prompts.tsv");
 
@@ -117,7 +116,7 @@ struct Crowd {
     clients: usize,
     runs: Vec<Measured>,
     /// One client's answers in each run, one by one: tokens, and the time that each took.
-    answers: Vec<Vec<(u64, Duration)>>,
+    answers: Vec<Vec<Answer>>,
 }
 
 #[expect(clippy::print_stdout, reason = "the command's own output")]

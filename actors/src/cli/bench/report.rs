@@ -83,22 +83,16 @@ impl AddAssign for Measured {
 const WINDOW: u64 = 500;
 
 /// An answer's tokens, and the time that it took.
-type Answer = (u64, Duration);
+pub(super) type Answer = (u64, Duration);
 
 /// Speed over the plain one in the worst stretch of answers, one after the other, that have 500 tokens or more; `None` if
 /// there are not so many. Each stretch counts with its median over the runs: what happens in a single run is the machine's.
 /// Both have the same runs of the same prompts in the same order.
 pub(super) fn worst_window(own: &[Vec<Answer>], plain: &[Vec<Answer>]) -> Option<f64> {
-    let mut stretches: Vec<Vec<f64>> = Vec::new();
-    for (own, plain) in own.iter().zip(plain) {
-        for (at, speed) in speeds(own, plain).into_iter().enumerate() {
-            if at == stretches.len() {
-                stretches.push(Vec::new());
-            }
-            stretches[at].push(speed);
-        }
-    }
-    stretches.into_iter().map(|runs| median(runs.into_iter())).min_by(f64::total_cmp)
+    let runs: Vec<Vec<f64>> =
+        own.iter().zip(plain).map(|(own, plain)| speeds(own, plain)).collect();
+    let stretch = |at: usize| median(runs.iter().filter_map(|run| run.get(at).copied()));
+    (0..runs.first()?.len()).map(stretch).min_by(f64::total_cmp)
 }
 
 /// Speed over the plain one in each shortest stretch of answers that have 500 tokens or more.
