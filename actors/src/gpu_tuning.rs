@@ -1,4 +1,5 @@
-//! Opens GPUs with kernels of the shape that was measured best for adapter and driver, which the user's cache folder keeps.
+//! Opens GPUs with kernels of the shape that was measured best for adapter and driver, which the user's cache folder keeps beside
+//! what drivers have compiled.
 //!
 //! Measuring compiles some hundred kernels that are never run again. A driver goes on for minutes with what it has compiled, on cores
 //! that are wanted, and ends with its process: so a process of its own measures, `outrider devices --tune`.
@@ -13,31 +14,29 @@ use std::time::Instant;
 use outrider_devices::DeviceError;
 use outrider_devices::gpu::measure::Timer;
 use outrider_devices::gpu::{
-    AdapterKind, GpuAdapter, GpuDevice, GpuOptions, GpuSelector, Tuning, autotune, discover,
+    AdapterKind, GpuAdapter, GpuDevice, GpuOptions, GpuSelector, Tuning, autotune, discover, find,
 };
 
 /// Times that a candidate is run; the least counts.
 const REPETITIONS: u32 = 20;
 
-/// Opens the adapter, measuring first if it is new.
+/// Opens the adapter, measuring first if it is new, with all that its driver has compiled before.
 pub(crate) fn open(selector: &GpuSelector) -> Result<GpuDevice, DeviceError> {
-    let device = GpuDevice::open(selector, GpuOptions::default())?;
-    let Some(file) = file_of(device.adapter()) else { return Ok(device) };
+    let adapter = find(selector)?;
+    let options = GpuOptions { compiled: kernels_of(&adapter), ..GpuOptions::default() };
+    let Some(file) = tuning_of(&adapter) else { return GpuDevice::open(selector, options) };
     let known = read(&file).or_else(|| {
         measure_apart();
         read(&file)
     });
     let tuning = match known {
-        Some(tuning) => tuning,
-        None => match measure(selector, &file)? {
-            Some(tuning) => tuning,
-            None => return Ok(device),
-        },
+        Some(tuning) => Some(tuning),
+        None => measure(selector, &file)?,
     };
-    let chosen = GpuOptions { tuning: Some(tuning), ..GpuOptions::default() };
+    let chosen = GpuOptions { tuning, ..options.clone() };
     GpuDevice::open(selector, chosen).or_else(|error| {
         tracing::warn!(file = %file.display(), %error, "a kept GPU tuning does not fit; remove the file");
-        Ok(device)
+        GpuDevice::open(selector, options)
     })
 }
 
@@ -46,14 +45,26 @@ pub(crate) fn open(selector: &GpuSelector) -> Result<GpuDevice, DeviceError> {
 /// # Errors
 /// An adapter cannot be opened, or is lost.
 pub(crate) fn tune_all() -> Result<(), DeviceError> {
-    for index in 0..discover().usable().count() {
-        let selector = GpuSelector::Index(index);
-        let device = GpuDevice::open(&selector, GpuOptions::default())?;
-        if let Some(file) = file_of(device.adapter()).filter(|file| read(file).is_none()) {
-            measure(&selector, &file)?;
+    for adapter in discover().usable() {
+        if let Some(file) = tuning_of(adapter).filter(|file| read(file).is_none()) {
+            measure(&GpuSelector::Index(adapter.index), &file)?;
         }
     }
     Ok(())
+}
+
+/// Makes the machine's real GPUs ready that never ran here, each told of by its name: to measure how to shape kernels takes half a
+/// minute. Returns whether the driver of any has still to compile them.
+pub(crate) fn make_ready(mut tell: impl FnMut(&str)) -> bool {
+    let mut any = false;
+    for adapter in discover().usable().filter(|adapter| is_real(adapter)) {
+        if tuning_of(adapter).is_some_and(|file| read(&file).is_none()) {
+            tell(&adapter.name);
+            measure_apart();
+        }
+        any |= kernels_of(adapter).is_some_and(|file| !file.exists());
+    }
+    any
 }
 
 /// Has another process measure every adapter that is new. Where there can be none, nothing is kept, and nothing lost.
@@ -69,10 +80,18 @@ fn measure_apart() {
     }
 }
 
+fn is_real(adapter: &GpuAdapter) -> bool {
+    adapter.kind != AdapterKind::Software
+}
+
 /// Where the tuning of a real adapter is kept.
-fn file_of(adapter: &GpuAdapter) -> Option<PathBuf> {
-    let real = adapter.kind != AdapterKind::Software;
-    Some(cache_folder().filter(|_| real)?.join(file_name(adapter)))
+fn tuning_of(adapter: &GpuAdapter) -> Option<PathBuf> {
+    Some(cache_folder().filter(|_| is_real(adapter))?.join(file_name("gpu", adapter) + ".json"))
+}
+
+/// Where what the driver of an adapter has compiled is kept.
+fn kernels_of(adapter: &GpuAdapter) -> Option<PathBuf> {
+    Some(cache_folder()?.join(file_name("kernels", adapter) + ".bin"))
 }
 
 /// The tuning that measuring chooses, if it can be kept.
@@ -121,10 +140,11 @@ fn cache_folder() -> Option<PathBuf> {
 }
 
 /// A name of letters and digits for adapter, driver and this program's version, whose kernels may differ from another's.
-fn file_name(adapter: &GpuAdapter) -> String {
-    let words = format!("gpu {} {} {}", adapter.name, adapter.driver, env!("CARGO_PKG_VERSION"));
+fn file_name(what: &str, adapter: &GpuAdapter) -> String {
+    let GpuAdapter { name, driver, .. } = adapter;
+    let words = format!("{what} {name} {driver} {}", env!("CARGO_PKG_VERSION"));
     let plain = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
-    words.chars().map(plain).collect::<String>() + ".json"
+    words.chars().map(plain).collect()
 }
 
 #[cfg(test)]
@@ -144,7 +164,7 @@ mod tests {
             let text = serde_json::to_string(device.tuning()).unwrap();
             write(&file, &text).unwrap();
             assert_eq!(read(&file).as_ref(), Some(device.tuning()));
-            let name = file_name(device.adapter());
+            let name = file_name("gpu", device.adapter());
             assert!(name.chars().all(|c| c.is_ascii_alphanumeric() || "-.".contains(c)), "{name}");
         }
         std::fs::remove_file(&file).unwrap();

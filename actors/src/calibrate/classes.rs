@@ -42,7 +42,7 @@ pub(super) fn pairs(machine: &Machine) -> Vec<(UnitSpec, UnitSpec)> {
     {
         found.push((cpu(rest), cpu(&[*last])));
         // Few cores are disturbed otherwise than many.
-        for count in BTreeSet::from([1, cores.len() / 4, cores.len() / 2]) {
+        for count in BTreeSet::from([cores.len() / 4, cores.len() / 2]) {
             if count > 0 && rest.len() > 1 {
                 found.push((cpu(&cores[..count]), cpu(&cores[cores.len() - count..])));
             }
@@ -66,6 +66,17 @@ pub(super) fn splits(machine: &Machine) -> Vec<(UnitSpec, UnitSpec)> {
         _ => &cores,
     };
     halves.into_iter().chain(gpus(machine).map(|gpu| (gpu, cpu(beside)))).collect()
+}
+
+/// Whether a unit is an adapter of this machine that is not software.
+pub(crate) fn is_real_gpu(spec: &UnitSpec, machine: &Machine) -> bool {
+    match spec {
+        UnitSpec::Gpu { adapter, .. } => {
+            let adapter = machine.adapters.get(*adapter);
+            adapter.is_some_and(|adapter| adapter.kind != AdapterKind::Software)
+        }
+        _ => false,
+    }
 }
 
 /// Adapters that are not software.

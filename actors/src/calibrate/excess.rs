@@ -15,8 +15,9 @@ use outrider_plans::{ModelRole, UnitId};
 use super::rounds::Answered;
 use crate::meter::{StageTiming, Work};
 
-/// Jobs of a size before which a line is not drawn through it.
+/// Jobs of a size before which a line is not drawn through it, and before which it is not believed to lie beside one.
 const JOBS_MIN: usize = 4;
+const JOBS_SURE: usize = 12;
 
 /// What a job was for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -121,6 +122,18 @@ impl Excess {
         Line { one_ns: (ns - each * (size - 1.0)).round() as i64, each_ns: each.round() as i64 }
     }
 
+    /// What jobs of a kind took more than their line says, for each size of which enough were seen: what the loop did not meet
+    /// alike at all sizes.
+    pub(super) fn off_line(&self, kind: Kind) -> Vec<(u32, i64)> {
+        let Line { one_ns, each_ns } = self.line(kind);
+        let sure = self.of_kind(kind).filter(|(.., jobs)| *jobs >= JOBS_SURE);
+        let off = |(size, rounds, _): (u32, &Rounds, usize)| {
+            let ns = middle(rounds.values().map(|jobs| mean(jobs)));
+            (size, ns - one_ns - each_ns * (i64::from(size) - 1))
+        };
+        sure.map(off).collect()
+    }
+
     /// The mean size of the jobs of a kind.
     pub(super) fn mean_size(&self, kind: Kind) -> f64 {
         let all: usize = self.of_kind(kind).map(|(.., jobs)| jobs).sum();
@@ -164,6 +177,16 @@ mod tests {
         // One that was seen twice bends nothing.
         let bent = excess(&[(1, 100, 10), (3, 140, 10), (9, 260, 10), (16, 9000, 2)]);
         assert_eq!(bent.line(Kind::Pass), line);
+    }
+
+    #[test]
+    fn a_size_beside_the_line_is_known_once_enough_of_it_was_seen() {
+        let excess = excess(&[(1, 100, 20), (2, 120, 20), (3, 200, 20), (4, 160, 20), (5, 180, 5)]);
+        let Line { one_ns, each_ns } = excess.line(Kind::Pass);
+        let off = excess.off_line(Kind::Pass);
+        assert_eq!(off.iter().map(|(size, _)| *size).collect::<Vec<_>>(), [1, 2, 3, 4]);
+        assert_eq!(off[2], (3, 200 - one_ns - 2 * each_ns));
+        assert!(off[2].1 > 30, "{off:?}");
     }
 
     #[test]

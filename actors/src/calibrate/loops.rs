@@ -33,8 +33,12 @@ const ROUNDS_MAX: usize = 15;
 const AGAIN_MAX: Duration = Duration::from_millis(400);
 /// Most that a stage runs before it is clocked.
 const WARM_UP_MAX: Duration = Duration::from_millis(250);
-/// Of a model's time, the share of one series of points: of few rows, of many, of contexts, of parts.
-const SERIES: u32 = 3;
+/// Of a model's time, in thousandths: points of few rows, which decoding is made of; and another series: of many rows, of
+/// contexts, of parts.
+const FEW_SHARE: u32 = 650;
+const OTHER_SHARE: u32 = 250;
+/// How often a point is clocked in a round, after one run that makes ready for it.
+const CLOCKED: usize = 2;
 
 /// Why something was not measured.
 #[derive(Debug, thiserror::Error)]
@@ -54,7 +58,7 @@ pub(super) struct Ask {
     pub(super) pair: Pair,
     /// Cache slots of an executable.
     pub(super) limits: SlotLimits,
-    /// Time for each model.
+    /// Time for all models.
     pub(super) budget: Duration,
     /// What a visit before has found: how times grow with the context, and parts, are taken from there.
     pub(super) known: BTreeMap<ModelRole, RoleProfile>,
@@ -84,9 +88,11 @@ impl Ask {
         device: &mut dyn Device,
         role: ModelRole,
     ) -> Result<RoleProfile, LoopError> {
+        // The target has more points, and passes that take longer.
+        let third = self.budget / 3;
         match role {
-            ModelRole::Target => self.target(device),
-            ModelRole::Draft => self.draft(device),
+            ModelRole::Target => Self { budget: 2 * third, ..self.clone() }.target(device),
+            ModelRole::Draft => Self { budget: third, ..self.clone() }.draft(device),
         }
     }
 
@@ -129,16 +135,18 @@ impl Ask {
         let fill = |&n: &u32| Run::Pass(n, 1, near);
         let (few, many) = fill_rows.split_at(fill_rows.partition_point(|n| *n <= FEW_ROWS));
         let runs: Vec<Run> = verify.chain(few.iter().map(fill)).collect();
-        let times = self.visit(executable.as_mut(), &runs, None)?;
+        let times = self.visit(executable.as_mut(), &runs, (None, FEW_SHARE))?;
         let (verify, fill_few) = times.split_at(VERIFY_ROWS.len());
         let many: Vec<Run> = many.iter().map(fill).collect();
-        let fill = [fill_few, &self.visit(executable.as_mut(), &many, None)?].concat();
+        let many = self.visit(executable.as_mut(), &many, (None, OTHER_SHARE))?;
+        let fill = [fill_few, &many].concat();
         let slope = match self.known.get(&role) {
             Some(known) => Slope::known((near, far), &known.verify),
             None => {
                 let at = |context| [Run::Pass(1, 1, context), Run::Pass(8, 8, context)];
                 let ends = [at(near), at(far)].concat();
-                Slope::of(near, far, &self.visit(executable.as_mut(), &ends, None)?)
+                let times = self.visit(executable.as_mut(), &ends, (None, OTHER_SHARE))?;
+                Slope::of(near, far, &times)
             }
         };
         let scratch_bytes = executable.memory().scratch;
@@ -167,15 +175,15 @@ impl Ask {
         let runs: Vec<Run> = PART_ROWS.iter().map(|&n| Run::Pass(n, n.min(16), near)).collect();
         let width = self.pair.shape(ModelRole::Target).map_or(0, |shape| shape.width);
         let mut one = self.prepare(device, (stage(0, 1), None))?;
-        let one = self.visit(one.as_mut(), &runs, None)?;
+        let one = self.visit(one.as_mut(), &runs, (None, OTHER_SHARE))?;
         let front = if half > 1 {
             let mut front = self.prepare(device, (stage(0, half), None))?;
-            self.visit(front.as_mut(), &runs, None)?
+            self.visit(front.as_mut(), &runs, (None, OTHER_SHARE))?
         } else {
             one.clone()
         };
         let mut back = self.prepare(device, (stage(half, layers), Some(width)))?;
-        let back = self.visit(back.as_mut(), &runs, Some(width))?;
+        let back = self.visit(back.as_mut(), &runs, (Some(width), OTHER_SHARE))?;
         let (mut base, mut layer, mut head) = (Vec::new(), Vec::new(), Vec::new());
         for (i, &rows) in PART_ROWS.iter().enumerate() {
             let each = match half {
@@ -210,17 +218,19 @@ impl Ask {
         let together = shared.iter().map(|&s| Run::Draft(1, 1, s, near));
         let further = shared.iter().map(|&s| Run::Draft(1, 5, s, near));
         let runs: Vec<Run> = few.iter().map(first).chain(together).chain(further).collect();
-        let times = self.visit(executable.as_mut(), &runs, None)?;
+        let times = self.visit(executable.as_mut(), &runs, (None, FEW_SHARE))?;
         let (fill_few, rest) = times.split_at(few.len());
         let (together, further) = rest.split_at(shared.len());
         let many: Vec<Run> = many.iter().map(first).collect();
-        let fill = [fill_few, &self.visit(executable.as_mut(), &many, None)?].concat();
+        let many = self.visit(executable.as_mut(), &many, (None, OTHER_SHARE))?;
+        let fill = [fill_few, &many].concat();
         let slope = match self.known.get(&role) {
             Some(known) => Slope::known((near, far), &known.fill),
             None => {
                 let at = |context| [Run::Draft(1, 1, 1, context), Run::Draft(8, 1, 1, context)];
                 let ends = [at(near), at(far)].concat();
-                Slope::of(near, far, &self.visit(executable.as_mut(), &ends, None)?)
+                let times = self.visit(executable.as_mut(), &ends, (None, OTHER_SHARE))?;
+                Slope::of(near, far, &times)
             }
         };
         let steps: Vec<u64> =
@@ -235,14 +245,15 @@ impl Ask {
         })
     }
 
-    /// Visits the points in turn and returns the median of each, nanoseconds. `width` is that of the input, if it is
-    /// activations.
+    /// Visits the points in turn, for a share of the time in thousandths, and returns the median of each, nanoseconds. `width`
+    /// is that of the input, if it is activations.
     fn visit(
         &self,
         executable: &mut dyn Executable,
         runs: &[Run],
-        width: Option<usize>,
+        (width, share): (Option<usize>, u32),
     ) -> Result<Vec<u64>, LoopError> {
+        let budget = self.budget * share / 1000;
         let mut points: Vec<Point> =
             runs.iter().map(|run| Point { run: *run, times_ns: Vec::new() }).collect();
         let far = self.contexts()[1];
@@ -262,13 +273,14 @@ impl Ask {
         for round in 0..=ROUNDS_MAX {
             if round == 1 {
                 let once: u64 = points.iter().flat_map(|point| &point.times_ns).sum();
-                if Duration::from_nanos(2 * once) > AGAIN_MAX.max(self.budget / SERIES) {
+                if Duration::from_nanos(2 * once) > AGAIN_MAX.max(budget) {
                     break;
                 }
                 points.iter_mut().for_each(|point| point.times_ns.clear());
-                deadline = Instant::now() + self.budget / SERIES;
+                deadline = Instant::now() + budget;
             }
-            if round > 1 && Instant::now() > deadline {
+            let is_over = || round > 1 && Instant::now() > deadline;
+            if is_over() {
                 break;
             }
             if round > 0 {
@@ -276,11 +288,13 @@ impl Ask {
             }
             for &index in &order {
                 let point = &mut points[index];
-                if round > 1 && Instant::now() > deadline {
+                if is_over() {
                     break;
                 }
-                // As in service, where passes of one shape follow each other: the first of two makes ready for the second.
-                for again in [false, true] {
+                // As in service, where passes of one shape follow each other: the first makes ready for the others. One that is
+                // not done again makes ready by itself.
+                let clocked = if round == 0 { 1 } else { CLOCKED };
+                for nth in 0..=clocked {
                     let started = Instant::now();
                     match point.run {
                         Run::Pass(rows, heads, context) => {
@@ -290,7 +304,7 @@ impl Ask {
                             draft(executable, (sequences, context), (rows, steps))?;
                         }
                     }
-                    if again {
+                    if nth > 0 {
                         point.times_ns.push(started.elapsed().as_nanos() as u64);
                     }
                 }
@@ -407,10 +421,10 @@ impl Slope {
     }
 }
 
-/// The middle of some times; 0 of none.
-pub(super) fn median<T: Ord + Copy + Default>(mut values: Vec<T>) -> T {
+/// The middle of some times, or of the two in the middle the lower one, since what disturbs makes longer; 0 of none.
+fn median(mut values: Vec<u64>) -> u64 {
     values.sort_unstable();
-    values.get(values.len() / 2).copied().unwrap_or_default()
+    values.get(values.len().saturating_sub(1) / 2).copied().unwrap_or_default()
 }
 
 /// The profiles of both models on one device.

@@ -25,11 +25,8 @@ mod trace;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use outrider_devices::gpu::GpuSelector;
 use outrider_plans::cost::SampleText;
-use outrider_plans::{
-    AdapterKind, CostModel, Objective, PlanContext, PlanError, UnitClass, Workload,
-};
+use outrider_plans::{CostModel, Objective, PlanError, UnitClass, Workload};
 use serde::{Deserialize, Serialize};
 
 use crate::engine::{EngineError, EngineLimits, PromptError};
@@ -126,18 +123,6 @@ pub struct Options<'a> {
     pub trace: Option<&'a Trace>,
 }
 
-/// Has the kernels of GPUs that were never used shaped, before the time of the calibration begins: that takes half a minute, once for
-/// adapter and driver. One that does not open is left out later, with its reason.
-fn make_gpus_ready(context: &PlanContext, progress: &dyn Fn(Step<'_>)) {
-    for (index, adapter) in context.machine.adapters.iter().enumerate() {
-        if adapter.kind != AdapterKind::Software {
-            let what = format!("{}: how to shape its kernels", adapter.name);
-            progress(Step { done: 0, all: 1, what: &what });
-            drop(gpu_tuning::open(&GpuSelector::Index(index)));
-        }
-    }
-}
-
 /// Measures all classes of units of this machine with these models. Runs inside an actix system.
 ///
 /// # Errors
@@ -147,9 +132,19 @@ pub async fn calibrate(
     limits: EngineLimits,
     options: Options<'_>,
 ) -> Result<Calibration, CalibrateError> {
-    let begun = Instant::now();
     let context = limits.plan_context(pair);
-    make_gpus_ready(&context, options.progress);
+    let cold = gpu_tuning::make_ready(|name| {
+        let what = format!("{name}: how to shape its kernels");
+        (options.progress)(Step { done: 0, all: 1, what: &what });
+    });
+    if cold {
+        (options.progress)(Step { done: 0, all: 1, what: "GPUs: their drivers compile" });
+        // What fails here fails again, and is then told of.
+        let prompts = options.prompts.clone();
+        let once = Options { prompts, budget: Duration::ZERO, progress: &|_| {}, trace: None };
+        let _ = Session::new((pair, limits), &context, once).visit_gpus().await;
+    }
+    let begun = Instant::now();
     let mut session = Session::new((pair, limits), &context, options);
     session.visit_all().await?;
     session.tell("the best plan");

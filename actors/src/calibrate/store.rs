@@ -5,6 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
+use outrider_devices::gpu::GpuAdapter;
 use outrider_plans::{ModelRole, PlanContext};
 use serde::{Deserialize, Serialize};
 
@@ -16,7 +17,7 @@ use crate::pair::Pair;
 pub struct Fingerprint {
     /// Processors, their clusters and instruction sets.
     pub hardware: String,
-    /// Adapters as their drivers name them.
+    /// Adapters as their drivers name them, with the versions of these.
     pub driver: String,
     /// Hash of the target's shape and weights.
     pub target: String,
@@ -43,7 +44,9 @@ impl Fingerprint {
             })
             .collect();
         let hardware = format!("{} [{}]", clusters.join(" + "), found.instructions.join(" "));
-        let adapters: Vec<_> = context.machine.adapters.iter().map(|a| a.name.clone()).collect();
+        let adapters = outrider_devices::gpu::discover();
+        let named = |adapter: &GpuAdapter| format!("{} ({})", adapter.name, adapter.driver);
+        let adapters: Vec<_> = adapters.usable().map(named).collect();
         let hash = |role| pair.model(role).map_or(String::new(), |model| hash_of(model));
         Self {
             hardware,

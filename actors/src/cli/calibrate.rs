@@ -17,7 +17,7 @@ use crate::engine::EngineLimits;
 use crate::pair::Pair;
 
 /// Time for all of a calibration, where nobody says.
-pub(super) const SECONDS: u64 = 24;
+pub(super) const SECONDS: u64 = 27;
 
 /// Where the calibration is.
 #[derive(Args, Clone, Debug, Default)]
@@ -142,9 +142,8 @@ pub(super) async fn take(
         tracing::warn!(
             took_s = taken.took_ms / 1000,
             wanted_s = budget.as_secs(),
-            "the calibration took far longer than it was given: a model that is large for these units, a GPU that was seen for the \
-             first time and had its kernels tuned and compiled, or a machine that was held up. In the last two cases forecasts may \
-             be far off: calibrate again"
+            "the calibration took far longer than it was given: a model that is large for these units, or a machine that was held \
+             up. In the last case forecasts may be far off: calibrate again"
         );
     }
     Ok(taken)

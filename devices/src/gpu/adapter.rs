@@ -139,6 +139,14 @@ pub fn discover() -> Discovery {
     Discovery { adapters: adapters.into_iter().map(|(described, _)| described).collect(), reason }
 }
 
+/// The adapter that `selector` names, as its driver describes it.
+///
+/// # Errors
+/// There is none, or it is unusable.
+pub fn find(selector: &GpuSelector) -> Result<GpuAdapter, DeviceError> {
+    select(selector).map(|(described, _)| described)
+}
+
 /// The adapter that `selector` names, or why there is none.
 pub(super) fn select(selector: &GpuSelector) -> Result<(GpuAdapter, wgpu::Adapter), DeviceError> {
     let unsupported =

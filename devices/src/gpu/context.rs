@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::compiled::Compiled;
 use super::tuning::Tuning;
 use crate::DeviceError;
 
@@ -33,6 +34,8 @@ pub(super) struct Context {
     pub(super) name: String,
     pub(super) limits: wgpu::Limits,
     pub(super) tuning: Tuning,
+    /// What its driver has compiled, if that is kept.
+    pub(super) compiled: Option<Compiled>,
     /// Most bytes that this device's executables may hold together.
     pub(super) memory_budget: Option<u64>,
     allocated: AtomicU64,
@@ -50,6 +53,7 @@ pub(super) struct ContextParts {
     pub(super) queue: wgpu::Queue,
     pub(super) name: String,
     pub(super) tuning: Tuning,
+    pub(super) compiled: Option<Compiled>,
     pub(super) memory_budget: Option<u64>,
     pub(super) submission_timeout: Duration,
     pub(super) faults: Vec<GpuFault>,
@@ -57,8 +61,8 @@ pub(super) struct ContextParts {
 
 impl Context {
     pub(super) fn new(parts: ContextParts) -> Self {
-        let ContextParts { device, queue, name, tuning, memory_budget, submission_timeout, faults } =
-            parts;
+        let ContextParts { device, queue, name, tuning, compiled, memory_budget, .. } = parts;
+        let (submission_timeout, faults) = (parts.submission_timeout, parts.faults);
         let lost = Arc::new(Mutex::new(None));
         let note = |lost: &Arc<Mutex<Option<String>>>| {
             let lost = Arc::clone(lost);
@@ -80,6 +84,7 @@ impl Context {
             queue,
             name,
             tuning,
+            compiled,
             memory_budget,
             allocated: AtomicU64::new(0),
             submission_timeout,

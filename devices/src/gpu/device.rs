@@ -1,9 +1,11 @@
 //! Opens a GPU as a [`Device`].
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::adapter::{GpuAdapter, GpuSelector, select};
+use super::compiled::Compiled;
 use super::context::{Context, ContextParts, GpuFault};
 use super::executable::GpuExecutable;
 use super::format::StoredFormat;
@@ -20,6 +22,8 @@ pub struct GpuOptions {
     pub memory_budget_bytes: Option<u64>,
     /// Shape of the kernels; `None` chooses by the adapter.
     pub tuning: Option<Tuning>,
+    /// Where what the driver compiles is kept for the next device that is opened with this file; `None` keeps nothing.
+    pub compiled: Option<PathBuf>,
     /// Faults to inject, for tests of what happens above.
     pub faults: Vec<GpuFault>,
 }
@@ -30,6 +34,7 @@ impl Default for GpuOptions {
             submission_timeout: Duration::from_secs(20),
             memory_budget_bytes: None,
             tuning: None,
+            compiled: None,
             faults: Vec::new(),
         }
     }
@@ -49,7 +54,8 @@ impl GpuDevice {
     pub fn open(selector: &GpuSelector, options: GpuOptions) -> Result<Self, DeviceError> {
         let (described, adapter) = select(selector)?;
         let name = format!("{} ({})", described.name, described.driver);
-        let features = adapter.features() & wgpu::Features::SUBGROUP;
+        let wanted = wgpu::Features::SUBGROUP | wgpu::Features::PIPELINE_CACHE;
+        let features = adapter.features() & wanted;
         let request = wgpu::DeviceDescriptor {
             label: Some("outrider"),
             required_features: features,
@@ -75,7 +81,10 @@ impl GpuDevice {
             let detail = "the tuning asks for subgroup operations, which it lacks".into();
             return Err(DeviceError::Unsupported { device: name, detail });
         }
+        let keeps = features.contains(wgpu::Features::PIPELINE_CACHE);
+        let file = options.compiled.as_deref().filter(|_| keeps);
         let context = Context::new(ContextParts {
+            compiled: file.map(|file| Compiled::open(&device, file)),
             device,
             queue,
             name,
@@ -117,6 +126,10 @@ impl Device for GpuDevice {
         subgraph: &Subgraph,
         limits: SlotLimits,
     ) -> Result<Box<dyn Executable>, DeviceError> {
-        Ok(Box::new(GpuExecutable::prepare(&self.context, subgraph, limits)?))
+        let executable = GpuExecutable::prepare(&self.context, subgraph, limits)?;
+        if let Some(compiled) = &self.context.compiled {
+            compiled.keep();
+        }
+        Ok(Box::new(executable))
     }
 }

@@ -10,6 +10,7 @@ mod adapter;
 mod autotune;
 mod between;
 mod builder;
+mod compiled;
 mod context;
 mod desktop;
 mod device;
@@ -30,7 +31,7 @@ mod tests;
 mod tuning;
 mod weights;
 
-pub use adapter::{AdapterKind, AdapterLimits, Discovery, GpuAdapter, GpuSelector, discover};
+pub use adapter::{AdapterKind, AdapterLimits, Discovery, GpuAdapter, GpuSelector, discover, find};
 pub use autotune::autotune;
 pub use context::GpuFault;
 pub use desktop::do_without_desktop;

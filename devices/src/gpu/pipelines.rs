@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use wgpu::StorageTextureAccess as Access;
 
+use super::compiled::Compiled;
 use super::context::{Context, Doing};
 use super::kernels::{Bind, Shader};
 use crate::DeviceError;
@@ -97,7 +98,7 @@ impl<'a> Pipelines<'a> {
                     zero_initialize_workgroup_memory: false,
                     ..Default::default()
                 },
-                cache: None,
+                cache: context.compiled.as_ref().map(Compiled::cache),
             })
         })?;
         let pipeline = Arc::new(pipeline);

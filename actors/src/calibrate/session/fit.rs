@@ -17,6 +17,8 @@ use crate::foresight::Foresight;
 
 /// Rounds of fitting slow-downs and a hop that depend on each other.
 const FITTING_ROUNDS: usize = 6;
+/// Rows behind the most that were seen in the engine at which the loop is believed again.
+const ROWS_BEHIND: u32 = 4;
 
 /// Whether a rehearsal counts what lies between jobs.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -41,8 +43,16 @@ impl Session<'_> {
             self.model.units.insert(unit.class.clone(), profile);
         }
         for unit in &self.units {
-            let around = self.around(unit)?;
-            self.model.units.get_mut(&unit.class).expect("it was just put there").around = around;
+            let (around, off_line) = self.around(unit)?;
+            let profile = self.model.units.get_mut(&unit.class).expect("it was just put there");
+            profile.around = around;
+            if let Some(target) = profile.roles.get_mut(&ModelRole::Target) {
+                // The engine has seen many more passes of its sizes than the loop.
+                let seen = |rows, _, ns: u64| {
+                    ns.saturating_add_signed(between(&off_line, rows)).max(ns / 4)
+                };
+                target.verify = target.verify.map(seen);
+            }
         }
         Ok(())
     }
@@ -58,8 +68,9 @@ impl Session<'_> {
         }
     }
 
-    /// What lies around jobs on units of a class, which have nothing around them yet.
-    fn around(&self, unit: &Visited) -> Result<AroundJobs, CalibrateError> {
+    /// What lies around jobs on units of a class, which have nothing around them yet; and by how much passes of some numbers of
+    /// rows are off what that and the loop say.
+    fn around(&self, unit: &Visited) -> Result<(AroundJobs, Vec<(u32, i64)>), CalibrateError> {
         let plan = self.together(&unit.spec, DEPTH)?;
         let times = self.model.times(&plan, self.context).expect("its unit was just measured");
         let of = |drafting: bool| move |clock: &&Clock| (clock.depth > 0) == drafting;
@@ -81,14 +92,14 @@ impl Session<'_> {
             ..AroundJobs::default()
         };
         if drafting.is_empty() {
-            return Ok(around);
+            return Ok((around, Vec::new()));
         }
         let gaps = self.gaps(&drafting);
         let excess = longer(&drafting, &times);
         // What a round hops more than twice a plain one's goes with the draft.
         let both = gaps.hops_ns.0 + gaps.hops_ns.1;
         let (target, draft) = (excess.line(Kind::Pass), excess.line(Kind::Draft));
-        Ok(AroundJobs {
+        let around = AroundJobs {
             draft_hop_ns: both.saturating_sub(target_hop_ns),
             target_row_ns: target.each_ns,
             target_after_draft_ns: target.one_ns - around.target_ns,
@@ -96,7 +107,8 @@ impl Session<'_> {
             draft_step_ns: draft.each_ns,
             draft_prompt_ns: excess.line(Kind::DraftPrompt).one_ns,
             ..around
-        })
+        };
+        Ok((around, excess.off_line(Kind::Pass)))
     }
 
     /// What all parts say of the gaps between the jobs of these answers.
@@ -186,8 +198,11 @@ impl Session<'_> {
         for pair in std::mem::take(&mut self.pairs) {
             let class = |spec| UnitClass::of(spec, &self.context.machine);
             let (target, draft) = (class(&pair.units.0), class(&pair.units.1));
-            let Ok(plans) = self.pair_plans(&pair.units) else { continue };
-            if self.model.times(&plans.1, self.context).is_err() || pair.overlap.is_empty() {
+            let Ok(plans) = self.pair_plans((&pair.units.0, &pair.units.1)) else { continue };
+            if self.model.times(&plans.1, self.context).is_err()
+                || pair.turns.is_empty()
+                || pair.overlap.is_empty()
+            {
                 continue;
             }
             self.model.contention.push(Contention {
@@ -263,6 +278,20 @@ impl Session<'_> {
     }
 }
 
+/// The value at these rows of a line through points, which begins with nothing at one row and ends with nothing a few rows
+/// behind the last of them.
+fn between(points: &[(u32, i64)], rows: u32) -> i64 {
+    let Some((last, _)) = points.last() else { return 0 };
+    let ends = [(1, 0), (last + ROWS_BEHIND, 0)];
+    let within = points.iter().copied().filter(|(at, _)| *at > 1);
+    let all: Vec<_> = ends[..1].iter().copied().chain(within).chain([ends[1]]).collect();
+    let pair = all.windows(2).find(|pair| (pair[0].0..=pair[1].0).contains(&rows));
+    pair.map_or(0, |pair| {
+        let ((from, low), (to, high)) = (pair[0], pair[1]);
+        low + (high - low) * i64::from(rows - from) / i64::from(to - from)
+    })
+}
+
 /// Answers by the parts of visits in which they were given.
 fn parts_of<'a>(clocks: &[&'a Clock]) -> impl Iterator<Item = Vec<&'a Clock>> {
     let mut parts: BTreeMap<u32, Vec<&Clock>> = BTreeMap::new();
@@ -280,4 +309,20 @@ fn longer(clocks: &[&Clock], times: &PlanTimes) -> Excess {
 /// How long these answers took together.
 fn lasted_ns(clocks: &[&Clock]) -> i64 {
     clocks.iter().map(|clock| clock.answered.lasted.as_nanos() as i64).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::between;
+
+    #[test]
+    fn what_was_seen_at_some_rows_holds_in_between_and_not_far_behind() {
+        let seen = [(3, 40), (5, -20)];
+        let at = |rows| between(&seen, rows);
+        assert_eq!([at(1), at(2), at(3), at(4), at(5)], [0, 20, 40, 10, -20]);
+        assert_eq!([at(7), at(9), at(16)], [-10, 0, 0]);
+        assert_eq!(between(&[], 4), 0);
+        // One row is what plain passes say.
+        assert_eq!(between(&[(1, 90), (2, 10)], 1), 0);
+    }
 }

@@ -1,12 +1,12 @@
 //! A calibration under way: who is visited when. What all visits together say is in `fit`.
 //!
-//! In each round every class of units is visited in a loop and in the engine, then the target over two units, then each pair of
-//! units beside each other. A visit lasts its slice of the time. *Invariant:* whatever was measured of one thing, it was
-//! measured in as many rounds as of any other, but for loops of a unit so slow that one visit outlasted its slice.
+//! Every class of units is visited in a loop and in the engine, then the target over two units, then each pair of units beside
+//! each other: once in this order, then always what has had the least time so far. *Invariant:* each thing is visited at least once,
+//! and none for longer than another while visits of that one still fit into the time.
 
 mod fit;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use outrider_devices::{DeviceError, SlotLimits};
@@ -18,29 +18,31 @@ use outrider_plans::{
     UnitSpec,
 };
 
+use super::classes::{self, classes};
 use super::loops::{Ask, LoopError, Profiles};
 use super::rounds::{Answered, Probe};
-use super::{CalibrateError, Options, Step, classes, texts};
+use super::{CalibrateError, Options, Step, texts};
 use crate::engine::EngineLimits;
 use crate::pair::Pair;
 
 /// Drafted tokens of the plans that show what models on two units do to each other.
 const DEPTH: u32 = 4;
-/// Depths of the requests to a unit that holds both models: none, few, many.
-const DEPTHS: [u32; 5] = [0, 4, 1, 8, 2];
+/// Depths of the requests to a unit that holds both models, in one visit and in the next: none, few, many.
+const DEPTHS: [[u32; 5]; 2] = [[0, 4, 1, 8, 2], [0, 3, 6, 2, 5]];
 /// Most tokens of an answer.
 const TOKENS_MAX: u32 = 48;
-/// Most rounds, and what a visit should last at least.
-const ROUNDS_MAX: u32 = 6;
-const VISIT_MIN: Duration = Duration::from_millis(450);
-/// Parts of visits to a thing that are put beside each other, at least: where there are fewer rounds, visits are divided.
-const PARTS_MIN: u32 = 4;
-/// Of the time, one part in so many is for the texts; as much is kept for the search.
+/// How often everything should be visited, and the least and the most that a visit lasts.
+const VISITS: u32 = 4;
+const VISIT: (Duration, Duration) = (Duration::from_millis(300), Duration::from_millis(500));
+/// Parts of a visit to an engine. Parts of all visits to a thing are put beside each other.
+const PARTS: u32 = 2;
+/// Of the time, one part in so many is for the texts, and one for what follows the visits.
 const TEXTS_SHARE: u32 = 8;
+const SEARCH_SHARE: u32 = 16;
 
 /// An answer to a prompt, with every job clocked.
 struct Clock {
-    /// In which part of which visit; parts of all visits to a thing are put beside each other.
+    /// In which part of which visit.
     part: u32,
     /// Which prompt.
     text: usize,
@@ -61,13 +63,25 @@ struct Split {
     clocks: Vec<Clock>,
 }
 
-/// What is visited in a round.
-enum Visit {
-    Unit(UnitClass),
+/// What is visited.
+#[derive(Clone)]
+enum Thing {
+    Loops(UnitClass),
+    Engine(UnitClass),
     Texts,
     /// Which of them.
     Split(usize),
-    Pair(UnitSpec, UnitSpec),
+    /// A unit for each model, target and draft: taking turns, and at the same time.
+    Turns(UnitSpec, UnitSpec),
+    Overlap(UnitSpec, UnitSpec),
+}
+
+/// A thing, how often and for how long it was visited, and how long the last visit took.
+struct Turn {
+    thing: Thing,
+    visits: u32,
+    spent: Duration,
+    last: Duration,
 }
 
 /// What visits to a class of units gave.
@@ -75,8 +89,6 @@ struct Visited {
     class: UnitClass,
     spec: UnitSpec,
     loops: BTreeMap<ModelRole, Vec<RoleProfile>>,
-    /// What the longest of its loops took.
-    loop_took: Duration,
     engine: Vec<Clock>,
 }
 
@@ -87,18 +99,13 @@ pub(crate) struct Session<'a> {
     context: &'a PlanContext,
     options: Options<'a>,
     begun: Instant,
-    rounds: u32,
     slice: Duration,
-    done: usize,
-    /// Which round it is, from 0, and what is still to be visited in it.
-    round: u32,
-    left: VecDeque<Visit>,
+    turns: Vec<Turn>,
     units: Vec<Visited>,
     splits: Vec<Split>,
     pairs: Vec<Beside>,
     /// The prompts' texts, in their order.
     texts: Vec<SampleText>,
-    texts_took: Duration,
     /// The prompt of the next visit to an engine.
     next_text: usize,
     model: CostModel,
@@ -111,111 +118,109 @@ impl<'a> Session<'a> {
         context: &'a PlanContext,
         options: Options<'a>,
     ) -> Self {
-        let unit = |(class, spec)| Visited {
-            class,
-            spec,
-            loops: BTreeMap::new(),
-            loop_took: Duration::ZERO,
-            engine: Vec::new(),
-        };
+        let unit =
+            |(class, spec)| Visited { class, spec, loops: BTreeMap::new(), engine: Vec::new() };
         let units: Vec<_> = classes(&context.machine).into_iter().map(unit).collect();
         let pairs =
-            if pair.draft.is_some() { super::classes::pairs(&context.machine) } else { Vec::new() };
+            if pair.draft.is_some() { classes::pairs(&context.machine) } else { Vec::new() };
         let beside = |units| Beside { units, turns: Vec::new(), overlap: Vec::new() };
         let pairs: Vec<_> = pairs.into_iter().map(beside).collect();
         let splits = match context.target.layers() {
             1 => Vec::new(),
-            _ => super::classes::splits(&context.machine),
+            _ => classes::splits(&context.machine),
         };
         let split = |units| Split { units, clocks: Vec::new() };
         let splits: Vec<_> = splits.into_iter().map(split).collect();
-        let visits = visits(units.len(), splits.len(), pairs.len());
-        let time = options.budget / TEXTS_SHARE * (TEXTS_SHARE - 2);
-        let (rounds, slice) = shares(time, visits);
+        let turns = things(&units, splits.len(), &pairs);
+        let slice = slice(options.budget / TEXTS_SHARE * (TEXTS_SHARE - 2), turns.len());
         Self {
             pair,
             limits,
             context,
             options,
             begun: Instant::now(),
-            rounds,
             slice,
-            done: 0,
-            round: 0,
-            left: VecDeque::new(),
+            turns,
             units,
             splits,
             pairs,
             texts: Vec::new(),
-            texts_took: Duration::ZERO,
             next_text: 0,
             model: CostModel::default(),
             left_out: BTreeMap::new(),
         }
     }
 
-    pub(super) fn tell(&mut self, what: &str) {
-        let visits = visits(self.units.len(), self.splits.len(), self.pairs.len());
-        let all = (self.rounds * visits) as usize + 2;
-        (self.options.progress)(Step { done: self.done.min(all), all, what });
-        tracing::info!(what, elapsed_ms = self.begun.elapsed().as_millis() as u64, "calibrating");
-        self.done += 1;
+    /// Tells what comes now, and which part of the time is over.
+    pub(super) fn tell(&self, what: &str) {
+        let (elapsed, all) = (self.begun.elapsed().as_millis(), self.options.budget.as_millis());
+        (self.options.progress)(Step { done: elapsed.min(all) as usize, all: all as usize, what });
+        tracing::info!(what, elapsed_ms = elapsed as u64, "calibrating");
     }
 
-    /// Visits everything in turn, for as many rounds as there is time for.
+    /// Visits everything once, and again whatever there is time for.
     pub(super) async fn visit_all(&mut self) -> Result<(), CalibrateError> {
-        for round in 0..self.rounds {
-            let begun = self.begun.elapsed();
-            while self.visit_next().await? {}
-            // Another round takes no longer than this one, without what is not done again.
-            let mut round_took = self.begun.elapsed() - begun;
-            if round == 0 {
-                let slow = self.units.iter().filter(|unit| !self.is_visited_again(unit));
-                let once: Duration = slow.map(|unit| unit.loop_took).sum();
-                round_took = round_took.saturating_sub(once + self.texts_took);
+        let end = self.options.budget - self.options.budget / SEARCH_SHARE;
+        while let Some(place) = next(&self.turns, end.saturating_sub(self.begun.elapsed())) {
+            self.visit(place).await?;
+        }
+        Ok(())
+    }
+
+    /// Visits what was visited the fewest times.
+    ///
+    /// # Errors
+    /// A unit that fails is left out; it is an error if none is left.
+    pub(crate) async fn visit_next(&mut self) -> Result<(), CalibrateError> {
+        let due = (0..self.turns.len()).filter(|place| self.turns[*place].is_due());
+        match due.min_by_key(|place| self.turns[*place].visits) {
+            Some(place) => self.visit(place).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Visits once what runs on GPUs, so that their drivers have compiled it.
+    pub(super) async fn visit_gpus(&mut self) -> Result<(), CalibrateError> {
+        let is_gpu = |spec: &UnitSpec| classes::is_real_gpu(spec, &self.context.machine);
+        self.units.retain(|unit| is_gpu(&unit.spec));
+        for class in self.units.iter().map(|unit| unit.class.clone()).collect::<Vec<_>>() {
+            for thing in [Thing::Loops(class.clone()), Thing::Engine(class)] {
+                self.visit_unit(&thing, 0).await?;
             }
-            if self.begun.elapsed() + round_took > self.options.budget {
-                break;
+        }
+        for Split { units, .. } in std::mem::take(&mut self.splits) {
+            if is_gpu(&units.0) || is_gpu(&units.1) {
+                self.clock_split(&units, 0).await?;
             }
         }
         Ok(())
     }
 
-    /// Makes the next visit. Returns whether more are left in its round; after the last one, another round begins.
-    ///
-    /// # Errors
-    /// A unit that fails is left out; it is an error if none is left.
-    pub(crate) async fn visit_next(&mut self) -> Result<bool, CalibrateError> {
-        if self.left.is_empty() {
-            self.left = self.round_of_visits();
-        }
-        match self.left.pop_front() {
-            Some(Visit::Unit(class)) => self.visit_unit_of(&class).await?,
-            Some(Visit::Texts) => {
+    /// How many things there are to visit.
+    pub(crate) fn things(&self) -> usize {
+        self.turns.len()
+    }
+
+    async fn visit(&mut self, place: usize) -> Result<(), CalibrateError> {
+        let begun = Instant::now();
+        let Turn { thing, visits, .. } = &self.turns[place];
+        let (thing, visit) = (thing.clone(), *visits);
+        let is_there = match &thing {
+            Thing::Loops(_) | Thing::Engine(_) => self.visit_unit(&thing, visit).await?,
+            Thing::Texts => {
                 self.tell("what the target answers, and what the draft says");
                 self.read_texts().await?;
+                true
             }
-            Some(Visit::Split(place)) => self.visit_split(place).await,
-            Some(Visit::Pair(target, draft)) => self.visit_pair_of((&target, &draft)).await,
-            None => {}
+            Thing::Split(split) => self.visit_split(*split, visit).await,
+            Thing::Turns(..) | Thing::Overlap(..) => self.visit_pair(&thing, visit).await,
+        };
+        if is_there {
+            self.turns[place].note(begun.elapsed());
+        } else {
+            self.turns.remove(place);
         }
-        let more = !self.left.is_empty();
-        self.round += u32::from(!more);
-        Ok(more)
-    }
-
-    /// How many visits a round has.
-    pub(crate) fn visits(&self) -> usize {
-        self.round_of_visits().len()
-    }
-
-    fn round_of_visits(&self) -> VecDeque<Visit> {
-        let units = self.units.iter().map(|unit| Visit::Unit(unit.class.clone()));
-        let texts = self.texts.is_empty().then_some(Visit::Texts);
-        let splits = (0..self.splits.len()).map(Visit::Split);
-        let pairs = self.pairs.iter().map(|pair| &pair.units);
-        let pairs = pairs.map(|(target, draft)| Visit::Pair(target.clone(), draft.clone()));
-        units.chain(texts).chain(splits).chain(pairs).collect()
+        Ok(())
     }
 
     /// What all visits together say.
@@ -261,12 +266,19 @@ impl<'a> Session<'a> {
         Composition { mode, units, target, draft: Some(unit) }.plan("calibration", self.context)
     }
 
-    async fn visit_unit_of(&mut self, class: &UnitClass) -> Result<(), CalibrateError> {
+    /// A class of units in a loop or in the engine, whichever the thing is. Returns whether it can be measured.
+    async fn visit_unit(&mut self, thing: &Thing, visit: u32) -> Result<bool, CalibrateError> {
+        let (Thing::Loops(class) | Thing::Engine(class)) = thing else { return Ok(false) };
         let Some(place) = self.units.iter().position(|unit| unit.class == *class) else {
-            return Ok(());
+            return Ok(false);
         };
         let mut unit = self.units.remove(place);
-        match self.visit_unit(&mut unit).await {
+        let visited = match thing {
+            Thing::Loops(_) => self.visit_loops(&mut unit),
+            _ => self.visit_engine(&mut unit, visit).await,
+        };
+        let is_there = visited.is_ok();
+        match visited {
             Ok(()) => self.units.insert(place, unit),
             Err(error) => {
                 tracing::warn!(%class, %error, "left out of the calibration");
@@ -277,29 +289,24 @@ impl<'a> Session<'a> {
             let reasons: Vec<_> = self.left_out.values().cloned().collect();
             return Err(CalibrateError::NoUnit(reasons.join("; ")));
         }
-        Ok(())
+        Ok(is_there)
     }
 
-    async fn visit_unit(&mut self, unit: &mut Visited) -> Result<(), CalibrateError> {
-        let class = unit.class.clone();
-        self.tell(&format!("{class}: both models in a loop"));
-        if self.is_visited_again(unit) {
-            let begun = Instant::now();
-            for (role, profile) in self.in_loops(unit)? {
-                unit.loops.entry(role).or_default().push(profile);
-            }
-            unit.loop_took = unit.loop_took.max(begun.elapsed());
+    fn visit_loops(&self, unit: &mut Visited) -> Result<(), CalibrateError> {
+        self.tell(&format!("{}: both models in a loop", unit.class));
+        for (role, profile) in self.in_loops(unit)? {
+            unit.loops.entry(role).or_default().push(profile);
         }
-        self.tell(&format!("{class}: in the engine"));
-        let deepest = DEPTHS.into_iter().max().unwrap_or(0);
-        let plan = self.together(&unit.spec, deepest)?;
-        unit.engine.extend(self.in_engine(&plan, &DEPTHS).await?);
         Ok(())
     }
 
-    /// Whether a unit is quick enough in a loop for another one.
-    fn is_visited_again(&self, unit: &Visited) -> bool {
-        unit.loop_took <= 3 * self.slice
+    async fn visit_engine(&mut self, unit: &mut Visited, visit: u32) -> Result<(), CalibrateError> {
+        self.tell(&format!("{}: in the engine", unit.class));
+        let depths = &DEPTHS[visit as usize % DEPTHS.len()];
+        let deepest = depths.iter().copied().max().unwrap_or(0);
+        let plan = self.together(&unit.spec, deepest)?;
+        unit.engine.extend(self.in_engine(&plan, depths, visit).await?);
+        Ok(())
     }
 
     /// Measures a class in a loop, on a thread of its own, where the device lives.
@@ -309,7 +316,7 @@ impl<'a> Session<'a> {
         let roles = [ModelRole::Target, ModelRole::Draft];
         let roles = roles.into_iter().filter(|role| self.pair.model(*role).is_some());
         let roles: Vec<_> = roles.collect();
-        let budget = self.slice / roles.len() as u32;
+        let budget = self.slice;
         let first =
             |(role, loops): (&ModelRole, &Vec<RoleProfile>)| Some((*role, loops.first()?.clone()));
         let known = unit.loops.iter().filter_map(first).collect();
@@ -333,6 +340,7 @@ impl<'a> Session<'a> {
         &mut self,
         plan: &PartitionPlan,
         depths: &[u32],
+        visit: u32,
     ) -> Result<Vec<Clock>, CalibrateError> {
         let probe = Probe::start(self.pair, plan, (self.limits, self.context)).await?;
         let prompts = &self.options.prompts;
@@ -345,7 +353,6 @@ impl<'a> Session<'a> {
         let far = far.map(|text| prompts[text % prompts.len()].as_str());
         let deepest = depths.iter().copied().max().unwrap_or(0);
         probe.warm_up(far, (TOKENS_MAX, speculation(deepest))).await?;
-        let parts = PARTS_MIN.div_ceil(self.rounds);
         // The rest is for starting and warming up.
         let (begun, time) = (Instant::now(), self.slice / 2);
         let mut clocks = Vec::new();
@@ -353,8 +360,8 @@ impl<'a> Session<'a> {
         while turn < depths.len() || (begun.elapsed() < time && turn < prompts.len()) {
             let text = (self.next_text + turn) % prompts.len();
             let depth = depths[turn % depths.len()];
-            let gone = begun.elapsed().as_nanos() * u128::from(parts) / time.as_nanos().max(1);
-            let part = self.round * parts + (gone as u32).min(parts - 1);
+            let gone = begun.elapsed().as_nanos() * u128::from(PARTS) / time.as_nanos().max(1);
+            let part = visit * PARTS + (gone as u32).min(PARTS - 1);
             let answered = probe.answer(&prompts[text], TOKENS_MAX, speculation(depth)).await?;
             clocks.push(Clock { part, text, depth, answered });
             turn += 1;
@@ -376,37 +383,40 @@ impl<'a> Session<'a> {
         let timed = self.units.iter().filter_map(|unit| Some((quickest(&unit)?, &unit.spec)));
         let spec = timed.min_by_key(|(ns, _)| *ns).map(|(_, spec)| spec.clone());
         let spec = spec.expect("a class was measured");
-        let begun = Instant::now();
-        let end = begun + self.options.budget / TEXTS_SHARE;
+        let end = Instant::now() + self.options.budget / TEXTS_SHARE;
         let plan = self.plain(&spec)?;
         let probe = Probe::start(self.pair, &plan, (self.limits, self.context)).await?;
         let clients = self.limits.parallel;
         let answers = probe.answers(&self.options.prompts, clients, (TOKENS_MAX, end)).await?;
         probe.stop();
         self.texts = texts::guessed(self.pair, &spec, self.slots(), answers)?;
-        self.texts_took = begun.elapsed();
         Ok(())
     }
 
-    /// The target over two units.
-    async fn visit_split(&mut self, place: usize) {
-        self.tell("a split model");
+    /// The target over two units. Returns whether that can be measured.
+    async fn visit_split(&mut self, place: usize, visit: u32) -> bool {
         let units = self.splits[place].units.clone();
         if !self.all_measured(&[&units.0, &units.1]) {
-            return;
+            return false;
         }
-        match self.clock_split(&units).await {
+        self.tell("a split model");
+        match self.clock_split(&units, visit).await {
             Ok(clocks) => self.splits[place].clocks.extend(clocks),
-            Err(error) => tracing::warn!(%error, "a split model was not measured"),
+            Err(error) => {
+                tracing::warn!(%error, "a split model was not measured");
+                return false;
+            }
         }
+        true
     }
 
     async fn clock_split(
         &mut self,
         units: &(UnitSpec, UnitSpec),
+        visit: u32,
     ) -> Result<Vec<Clock>, CalibrateError> {
         let plan = self.split_plan(units)?;
-        self.in_engine(&plan, &[DEPTH]).await
+        self.in_engine(&plan, &[DEPTH], visit).await
     }
 
     fn split_plan(&self, (front, back): &(UnitSpec, UnitSpec)) -> Result<PartitionPlan, PlanError> {
@@ -436,33 +446,49 @@ impl<'a> Session<'a> {
         specs.iter().all(known)
     }
 
-    /// A unit for each model: taking turns, and at the same time.
-    async fn visit_pair_of(&mut self, (target, draft): (&UnitSpec, &UnitSpec)) {
-        self.tell("a unit for each model");
-        let found =
-            self.pairs.iter().position(|pair| (&pair.units.0, &pair.units.1) == (target, draft));
-        let Some(place) = found.filter(|_| self.all_measured(&[target, draft])) else { return };
-        let mut pair = self.pairs.remove(place);
-        match self.visit_pair(&mut pair).await {
-            Ok(()) => self.pairs.insert(place, pair),
+    /// A unit for each model, in turns or at the same time, whichever the thing is. Returns whether that can be measured.
+    async fn visit_pair(&mut self, thing: &Thing, visit: u32) -> bool {
+        let (Thing::Turns(target, draft) | Thing::Overlap(target, draft)) = thing else {
+            return false;
+        };
+        if !self.all_measured(&[target, draft]) {
+            return false;
+        }
+        match self.clock_pair(thing, (target, draft), visit).await {
+            Ok(()) => true,
             Err(error) => {
                 tracing::warn!(%error, "two units were not measured beside each other");
+                false
             }
         }
     }
 
-    async fn visit_pair(&mut self, pair: &mut Beside) -> Result<(), CalibrateError> {
-        let (turns, overlap) = self.pair_plans(&pair.units)?;
-        pair.turns.extend(self.in_engine(&turns, &[DEPTH]).await?);
-        self.tell("a unit for each model, at the same time");
-        pair.overlap.extend(self.in_engine(&overlap, &[DEPTH]).await?);
+    async fn clock_pair(
+        &mut self,
+        thing: &Thing,
+        units: (&UnitSpec, &UnitSpec),
+        visit: u32,
+    ) -> Result<(), CalibrateError> {
+        let (turns, overlap) = self.pair_plans(units)?;
+        let at_once = matches!(thing, Thing::Overlap(..));
+        self.tell(match at_once {
+            true => "a unit for each model, at the same time",
+            false => "a unit for each model",
+        });
+        let plan = if at_once { overlap } else { turns };
+        let clocks = self.in_engine(&plan, &[DEPTH], visit).await?;
+        let of = |pair: &&mut Beside| (&pair.units.0, &pair.units.1) == units;
+        if let Some(pair) = self.pairs.iter_mut().find(of) {
+            let known = if at_once { &mut pair.overlap } else { &mut pair.turns };
+            known.extend(clocks);
+        }
         Ok(())
     }
 
     /// The two models on two units: in turns, and at the same time.
     fn pair_plans(
         &self,
-        (target, draft): &(UnitSpec, UnitSpec),
+        (target, draft): (&UnitSpec, &UnitSpec),
     ) -> Result<(PartitionPlan, PartitionPlan), PlanError> {
         let draft_tokens = DraftTokens::Fixed(DEPTH);
         let turns = self.drafting(Mode::Sequential { draft_tokens }, (target, draft))?;
@@ -474,35 +500,92 @@ impl<'a> Session<'a> {
 /// Times, texts, and the units that were left out.
 pub(crate) type Results = (CostModel, Vec<SampleText>, BTreeMap<UnitClass, String>);
 
-/// Visits of a round: a loop and an engine for each class, each split target, turns and overlap of each pair.
-fn visits(units: usize, splits: usize, pairs: usize) -> u32 {
-    (2 * units + splits + 2 * pairs).max(1) as u32
+impl Turn {
+    fn new(thing: Thing) -> Self {
+        Self { thing, visits: 0, spent: Duration::ZERO, last: Duration::ZERO }
+    }
+
+    /// Texts are read once.
+    fn is_due(&self) -> bool {
+        self.visits == 0 || !matches!(self.thing, Thing::Texts)
+    }
+
+    fn note(&mut self, took: Duration) {
+        (self.last, self.visits) = (took, self.visits + 1);
+        self.spent += took;
+    }
 }
 
-/// Rounds over so many visits in this time, and the time of each visit.
-fn shares(time: Duration, visits: u32) -> (u32, Duration) {
-    let rounds = (time.as_millis() / VISIT_MIN.as_millis() / u128::from(visits)) as u32;
-    let rounds = rounds.clamp(1, ROUNDS_MAX);
-    (rounds, time / (rounds * visits))
+/// Everything that is visited, in the order of the first visits: what is measured beside others comes after these.
+fn things(units: &[Visited], splits: usize, pairs: &[Beside]) -> Vec<Turn> {
+    let of_unit =
+        |unit: &Visited| [Thing::Loops(unit.class.clone()), Thing::Engine(unit.class.clone())];
+    let pair = |Beside { units: (target, draft), .. }: &Beside| {
+        let units = || (target.clone(), draft.clone());
+        let ((t, d), (u, e)) = (units(), units());
+        [Thing::Turns(t, d), Thing::Overlap(u, e)]
+    };
+    let units = units.iter().flat_map(of_unit);
+    let together = (0..splits).map(Thing::Split).chain(pairs.iter().flat_map(pair));
+    units.chain([Thing::Texts]).chain(together).map(Turn::new).collect()
+}
+
+/// How long a visit lasts where so many things have this time.
+fn slice(time: Duration, things: usize) -> Duration {
+    (time / (VISITS * things.max(1) as u32)).clamp(VISIT.0, VISIT.1)
+}
+
+/// Whose turn it is: what was never visited, in order; then what has had the least time, if it takes no longer than what is left.
+fn next(turns: &[Turn], left: Duration) -> Option<usize> {
+    let all = || turns.iter().enumerate();
+    let again = |(_, turn): &(usize, &Turn)| turn.is_due() && turn.last <= left;
+    let new = all().find(|(_, turn)| turn.visits == 0);
+    let next = new.or_else(|| all().filter(again).min_by_key(|(_, turn)| turn.spent));
+    next.map(|(place, _)| place)
 }
 
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
-    use super::{ROUNDS_MAX, shares, visits};
+    use outrider_plans::UnitClass;
 
-    /// However many units there are, all visits together take the time that there is.
+    use super::{Thing, Turn, next};
+
+    fn ms(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
+    /// Everything once, in order; then all have the same time, and what no longer fits is not begun.
     #[test]
-    fn many_units_are_visited_less_often_and_more_briefly() {
-        let time = Duration::from_secs(18);
-        for units in 1..40 {
-            let visits = visits(units, usize::from(units > 1), units - 1);
-            let (rounds, slice) = shares(time, visits);
-            assert!((1..=ROUNDS_MAX).contains(&rounds));
-            assert!(rounds * visits * slice <= time, "{units} units");
+    fn time_is_shared_by_things_and_not_by_visits() {
+        let slow = UnitClass::Gpu { adapter: 0, name: "slow".into() };
+        let things = [
+            (Thing::Loops(UnitClass::cores(0, 1)), ms(900), ms(300)),
+            (Thing::Engine(UnitClass::cores(0, 1)), ms(300), ms(300)),
+            (Thing::Texts, ms(2000), ms(2000)),
+            (Thing::Engine(slow), ms(3000), ms(3000)),
+        ];
+        let mut turns: Vec<Turn> =
+            things.iter().map(|(thing, ..)| Turn::new(thing.clone())).collect();
+        let (mut left, mut order) = (ms(9000), Vec::new());
+        while let Some(place) = next(&turns, left) {
+            let (_, first, again) = things[place];
+            let took = if turns[place].visits == 0 { first } else { again };
+            turns[place].note(took);
+            left -= took;
+            order.push(place);
         }
-        assert_eq!(shares(time, visits(2, 1, 1)).0, 5);
-        assert_eq!(shares(time, visits(7, 2, 6)).0, 1);
+        assert_eq!(order[..4], [0, 1, 2, 3]);
+        assert_eq!(left, ms(0));
+        let visits: Vec<u32> = turns.iter().map(|turn| turn.visits).collect();
+        assert_eq!(visits, [4, 6, 1, 1]);
+    }
+
+    #[test]
+    fn the_first_visits_are_made_whatever_time_is_left() {
+        let turns = vec![Turn::new(Thing::Texts)];
+        assert_eq!(next(&turns, Duration::ZERO), Some(0));
+        assert_eq!(next(&[], ms(1000)), None);
     }
 }
