@@ -1,8 +1,8 @@
 //! Opens GPUs with kernels of the shape that was measured best for adapter and driver, which the user's cache folder keeps beside
 //! what drivers have compiled.
 //!
-//! Measuring compiles some hundred kernels that are never run again. A driver goes on for minutes with what it has compiled, on cores
-//! that are wanted, and ends with its process: so a process of its own measures, `outrider devices --tune`.
+//! Measuring compiles some hundred kernels that are never run again, and that a driver holds for as long as its process lives: so a
+//! process of its own measures, `outrider devices --tune`.
 //!
 //! *Invariant:* the same adapter and driver give the same shape for as long as the folder is kept, so that a restart does
 //! not change a text. Where nothing can be kept, nothing is measured: the shape is then what the adapter's kind suggests.

@@ -92,6 +92,32 @@ fn odd_shapes_and_the_other_rotation_agree_with_the_reference() {
     agrees(&mut device, &whole(&wide, WeightFormat::F16), 1e-3, "heads of 128");
 }
 
+/// What a driver compiled for one device changes nothing for the next, and rubbish in its place is not given to it.
+#[test]
+fn kept_kernels_give_the_same_bits_and_rubbish_is_not_used() {
+    let name = format!("outrider-kept-{}.bin", std::process::id());
+    let file = std::env::temp_dir().join(name);
+    let subgraph = whole(&synthetic::shape([1, 64, 2, 1, 96, 97]), WeightFormat::F16);
+    let batch = one(0, 0, &text(5, 3), Want::Logits(5));
+    let mut logits = |compiled: Option<&std::path::Path>| {
+        let compiled = compiled.map(std::path::Path::to_owned);
+        let mut device = open(GpuOptions { compiled, ..GpuOptions::default() })?;
+        let mut executable = device.prepare(&subgraph, LIMITS).unwrap();
+        Some(picked(&mut *executable, &batch).logits)
+    };
+    let Some(expected) = logits(None) else { return };
+    assert!(!file.exists());
+    for _ in 0..2 {
+        assert_eq!(logits(Some(&file)).unwrap(), expected);
+    }
+    let other = file.with_extension("rubbish");
+    std::fs::write(&other, vec![7; 4096]).unwrap();
+    assert_eq!(logits(Some(&other)).unwrap(), expected);
+    std::fs::remove_file(&other).unwrap();
+    // A driver that has no such cache keeps no file.
+    let _ = std::fs::remove_file(&file);
+}
+
 /// Every way to generate the kernels, on the same model.
 #[test]
 fn every_tuning_agrees_with_the_reference() {

@@ -28,7 +28,7 @@ use crate::pair::Pair;
 /// Drafted tokens of the plans that show what models on two units do to each other.
 const DEPTH: u32 = 4;
 /// Depths of the requests to a unit that holds both models, in one visit and in the next: none, few, many.
-const DEPTHS: [[u32; 5]; 2] = [[0, 4, 1, 8, 2], [0, 3, 6, 2, 5]];
+const DEPTHS: [[u32; 5]; 2] = [[0, 4, 1, 8, 2], [0, 3, 7, 2, 5]];
 /// Most tokens of an answer.
 const TOKENS_MAX: u32 = 48;
 /// How often everything should be visited, and the least and the most that a visit lasts.
@@ -577,9 +577,10 @@ mod tests {
             order.push(place);
         }
         assert_eq!(order[..4], [0, 1, 2, 3]);
-        assert_eq!(left, ms(0));
+        assert!(left < ms(300), "another visit would have fitted into {left:?}");
         let visits: Vec<u32> = turns.iter().map(|turn| turn.visits).collect();
-        assert_eq!(visits, [4, 6, 1, 1]);
+        assert_eq!(visits, [5, 6, 1, 1]);
+        assert!(turns[0].spent.abs_diff(turns[1].spent) <= ms(300));
     }
 
     #[test]

@@ -188,7 +188,7 @@ pub(super) async fn run(arguments: &BenchArguments) -> Result<(), CliError> {
         prompts: calibrate::prompts(None)?,
         budget: Duration::from_secs(calibrate::SECONDS),
         progress: &|_: Step<'_>| {},
-        trace: None,
+        trace: trace.as_ref(),
     };
     let mut session = Session::new((&pair, limits), &context, asked);
     for run in 1..=runs {
