@@ -3,11 +3,11 @@
 //! Its account is in tokens: a cycle that gave `n` tokens in time `T`, in which the target alone gives `T / t`, brings
 //! `n - T / t`. Every token of text earns a little besides, whoever made it, up to a small credit. A draft that has used
 //! the credit up is switched off; when waiting has earned enough for a try, one request tries again, and after each
-//! failure the next try waits longer.
+//! failure the next try waits longer. A try that succeeded and after which drafts gained nothing has failed, too.
 //!
 //! *Invariant:* over any 500 tokens drafts lose at most, as the guard reckons it, what the account held ([`CREDIT`] 5), what
-//! those tokens earn (3, and as much for reading), and what a single cycle may go beyond it ([`BEYOND`] 1.5): 12.5 tokens,
-//! 2.5 %; and 2 tokens more for the second try of a draft that had gained much. (A smaller credit would be lost by bad luck alone.)
+//! those tokens earn (3, and as much for reading), and what a single cycle may go beyond it ([`BEYOND`] 1): 12 tokens,
+//! 2.4 %; and 2 tokens more for the second try of a draft that had gained much. (A smaller credit would be lost by bad luck alone.)
 
 /// Most that a draft which did well may lose before it is switched off, in tokens.
 const CREDIT: f64 = 5.0;
@@ -18,7 +18,7 @@ const EARNED: f64 = 0.006;
 /// What every token written without drafts adds to what may be spent on reading missed text, and the most of that.
 const READING: (f64, f64) = (0.008, 3.0);
 /// What one cycle may lose beyond the account, if all that it drafts is wrong.
-const BEYOND: f64 = 1.5;
+const BEYOND: f64 = 1.0;
 /// What a try may lose.
 const TRIAL: f64 = 1.5;
 /// What a try must gain to switch drafting on again.
@@ -81,7 +81,7 @@ impl Default for Guard {
             gained: 0.0,
             merit: 0.0,
             reading: 0.0,
-            wait: WAIT.0,
+            wait: 0,
             waited: 0,
             switches: (0, 0),
         }
@@ -128,7 +128,13 @@ impl Guard {
                 if self.balance < 0.0 {
                     // A draft that has gained much was perhaps unlucky: it may soon try again, once.
                     let trusted = self.merit > MERIT;
-                    (self.wait, self.merit) = (if trusted { SOON } else { WAIT.0 }, 0.0);
+                    self.wait = match trusted {
+                        true => SOON,
+                        // What came of the last try was nothing: it has failed after all.
+                        false if self.merit <= 0.0 => self.longer_wait(),
+                        false => WAIT.0,
+                    };
+                    self.merit = 0.0;
                     self.balance = if trusted { TRIAL + 0.5 } else { self.balance };
                     self.switch_off();
                     self.switches.0 += 1;
@@ -138,7 +144,7 @@ impl Guard {
                 self.balance += gain + earned;
                 self.gained += gain + cycle.reading;
                 if self.balance < 0.0 {
-                    self.wait = (2 * self.wait).clamp(WAIT.0, WAIT.1);
+                    self.wait = self.longer_wait();
                     self.switch_off();
                 } else if self.gained > GAIN {
                     self.state = GuardState::On;
@@ -147,6 +153,10 @@ impl Guard {
                 }
             }
         }
+    }
+
+    fn longer_wait(&self) -> u32 {
+        (2 * self.wait).clamp(WAIT.0, WAIT.1)
     }
 
     fn switch_off(&mut self) {
@@ -245,6 +255,29 @@ mod tests {
             assert!(came < 600, "{guard:?}");
         }
         assert_eq!(guard.switches().1, 1);
+    }
+
+    /// A try that succeeds by luck is a failed one if nothing is gained after it: the next waits longer, up to the longest wait.
+    #[test]
+    fn drafts_that_only_flicker_are_tried_ever_more_seldom() {
+        let mut guard = Guard::default();
+        let mut waits = Vec::new();
+        for _ in 0..5 {
+            while guard.state() == GuardState::On {
+                guard.drafted(BAD);
+            }
+            let mut waited = 0;
+            while guard.state() == GuardState::Off {
+                guard.alone(1, 0.0);
+                waited += 1;
+            }
+            waits.push(waited);
+            while guard.state() == GuardState::Trial {
+                guard.drafted(GOOD);
+            }
+        }
+        let longest = waits[2..].iter().all(|wait| *wait == 512);
+        assert!(waits[0] < 400 && longest, "{waits:?}");
     }
 
     /// A draft that gains a little is not switched off by a run of bad luck that is made up for.
