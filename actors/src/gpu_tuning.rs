@@ -11,11 +11,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use outrider_devices::DeviceError;
 use outrider_devices::gpu::measure::Timer;
 use outrider_devices::gpu::{
     AdapterKind, GpuAdapter, GpuDevice, GpuOptions, GpuSelector, Tuning, autotune, discover, find,
 };
+use outrider_devices::{DeviceError, whole_file};
 
 /// Times that a candidate is run; the least counts.
 const REPETITIONS: u32 = 20;
@@ -96,7 +96,7 @@ fn kernels_of(adapter: &GpuAdapter) -> Option<PathBuf> {
 
 /// The tuning that measuring chooses, if it can be kept.
 fn measure(selector: &GpuSelector, file: &Path) -> Result<Option<Tuning>, DeviceError> {
-    if let Err(error) = write(file, "") {
+    if let Err(error) = whole_file::replace(file, b"") {
         tracing::warn!(file = %file.display(), %error, "GPU tunings cannot be kept, so none is measured");
         return Ok(None);
     }
@@ -109,7 +109,7 @@ fn measure(selector: &GpuSelector, file: &Path) -> Result<Option<Tuning>, Device
         "measured how to shape GPU kernels"
     );
     let text = serde_json::to_string_pretty(&tuning).unwrap_or_default();
-    match write(file, &text) {
+    match whole_file::replace(file, text.as_bytes()) {
         Ok(()) => Ok(Some(tuning)),
         Err(error) => {
             tracing::warn!(file = %file.display(), %error, "a GPU tuning could not be kept");
@@ -120,16 +120,6 @@ fn measure(selector: &GpuSelector, file: &Path) -> Result<Option<Tuning>, Device
 
 fn read(file: &Path) -> Option<Tuning> {
     serde_json::from_str(&std::fs::read_to_string(file).ok()?).ok()
-}
-
-/// Writes beside the file first, so that no reader sees half of it.
-fn write(file: &Path, text: &str) -> std::io::Result<()> {
-    if let Some(folder) = file.parent() {
-        std::fs::create_dir_all(folder)?;
-    }
-    let beside = file.with_extension(format!("{}.tmp", std::process::id()));
-    std::fs::write(&beside, text)?;
-    std::fs::rename(beside, file)
 }
 
 /// Where this user's programs keep what can be made again.
@@ -153,16 +143,18 @@ mod tests {
 
     use outrider_devices::gpu::{GpuDevice, GpuOptions, GpuSelector};
 
-    use super::{file_name, read, write};
+    use outrider_devices::whole_file::replace;
+
+    use super::{file_name, read};
 
     #[test]
     fn a_tuning_is_read_as_it_was_written_and_rubbish_is_not_read() {
         let file = std::env::temp_dir().join(format!("outrider-{}.json", std::process::id()));
-        write(&file, "{\"backing\": 3}").unwrap();
+        replace(&file, b"{\"backing\": 3}").unwrap();
         assert_eq!(read(&file), None);
         if let Ok(device) = GpuDevice::open(&GpuSelector::Best, GpuOptions::default()) {
             let text = serde_json::to_string(device.tuning()).unwrap();
-            write(&file, &text).unwrap();
+            replace(&file, text.as_bytes()).unwrap();
             assert_eq!(read(&file).as_ref(), Some(device.tuning()));
             let name = file_name("gpu", device.adapter());
             assert!(name.chars().all(|c| c.is_ascii_alphanumeric() || "-.".contains(c)), "{name}");

@@ -18,6 +18,7 @@ pub mod sampling;
 pub mod sim;
 pub mod slots;
 pub mod synthetic;
+pub mod whole_file;
 
 pub use batch::{
     Activations, Batch, DraftBatch, DraftSegment, Output, Pick, Picked, Segment, SequenceId, Want,

@@ -103,10 +103,10 @@ pub enum CalibrateError {
 /// How far a calibration is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Step<'a> {
-    /// Steps done.
-    pub done: usize,
-    /// Steps in all.
-    pub all: usize,
+    /// Time that is over.
+    pub done: Duration,
+    /// Time in all.
+    pub all: Duration,
     /// What comes now.
     pub what: &'a str,
 }
@@ -133,12 +133,13 @@ pub async fn calibrate(
     options: Options<'_>,
 ) -> Result<Calibration, CalibrateError> {
     let context = limits.plan_context(pair);
+    let not_begun = Step { done: Duration::ZERO, all: options.budget, what: "" };
     let cold = gpu_tuning::make_ready(|name| {
         let what = format!("{name}: how to shape its kernels");
-        (options.progress)(Step { done: 0, all: 1, what: &what });
+        (options.progress)(Step { what: &what, ..not_begun });
     });
     if cold {
-        (options.progress)(Step { done: 0, all: 1, what: "GPUs: their drivers compile" });
+        (options.progress)(Step { what: "GPUs: their drivers compile", ..not_begun });
         // What fails here fails again, and is then told of.
         let prompts = options.prompts.clone();
         let once = Options { prompts, budget: Duration::ZERO, progress: &|_| {}, trace: None };

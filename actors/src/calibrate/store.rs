@@ -6,6 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use outrider_devices::gpu::GpuAdapter;
+use outrider_devices::whole_file;
 use outrider_plans::{ModelRole, PlanContext};
 use serde::{Deserialize, Serialize};
 
@@ -191,17 +192,12 @@ pub fn load(path: &Path, wanted: &Fingerprint) -> Result<FreshCalibration, Store
     }
 }
 
-/// Writes a calibration: beside its place first, then over it.
+/// Writes a calibration over what was there.
 ///
 /// # Errors
 /// [`StoreError::Io`].
 pub fn save(path: &Path, calibration: &Calibration) -> Result<(), StoreError> {
-    let io = |source| StoreError::Io { path: path.to_owned(), source };
-    if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder).map_err(io)?;
-    }
     let text = serde_json::to_vec(calibration).expect("a calibration is plain data");
-    let beside = path.with_extension(format!("{}.part", std::process::id()));
-    std::fs::write(&beside, text).map_err(io)?;
-    std::fs::rename(&beside, path).map_err(io)
+    let io = |source| StoreError::Io { path: path.to_owned(), source };
+    whole_file::replace(path, &text).map_err(io)
 }

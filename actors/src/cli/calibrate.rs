@@ -244,9 +244,10 @@ struct Bar {
 impl Bar {
     fn show(&self, step: Step<'_>) {
         let Step { done, all, what } = step;
-        let filled = 24 * done / all.max(1);
+        let (done, all) = (done.as_secs().min(all.as_secs()), all.as_secs());
+        let filled = (24 * done / all.max(1)) as usize;
         let line =
-            format!("[{}{}] {done}/{all} {what}", "#".repeat(filled), "-".repeat(24 - filled));
+            format!("[{}{}] {done}/{all} s {what}", "#".repeat(filled), "-".repeat(24 - filled));
         self.draw(&line);
     }
 

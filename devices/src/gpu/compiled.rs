@@ -10,7 +10,9 @@ use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hasher as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::whole_file;
 
 /// What this process has kept, by the file that it is or would be in.
 static KEPT: Mutex<BTreeMap<PathBuf, Arc<[u8]>>> = Mutex::new(BTreeMap::new());
@@ -55,13 +57,14 @@ impl Compiled {
         if data.len() <= before || data.len() > BYTES_MAX {
             return;
         }
-        // A folder that cannot be written is told of where tunings are kept.
+        // One device of the process writes at a time. A folder that cannot be written is told of where tunings are kept.
+        let mut kept = kept();
         let _ = write(&self.file, &data);
-        kept().insert(self.file.clone(), data.into());
+        kept.insert(self.file.clone(), data.into());
     }
 }
 
-fn kept() -> std::sync::MutexGuard<'static, BTreeMap<PathBuf, Arc<[u8]>>> {
+fn kept() -> MutexGuard<'static, BTreeMap<PathBuf, Arc<[u8]>>> {
     KEPT.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -79,14 +82,8 @@ fn read(file: &Path) -> Option<Arc<[u8]>> {
     whole.then(|| data.into())
 }
 
-/// Writes beside the file first, so that no reader sees half of it.
 fn write(file: &Path, data: &[u8]) -> std::io::Result<()> {
-    if let Some(folder) = file.parent() {
-        std::fs::create_dir_all(folder)?;
-    }
-    let beside = file.with_extension(format!("{}.part", std::process::id()));
-    std::fs::write(&beside, [&checksum(data), data].concat())?;
-    std::fs::rename(&beside, file)
+    whole_file::replace(file, &[&checksum(data), data].concat())
 }
 
 #[cfg(test)]

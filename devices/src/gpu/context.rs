@@ -61,8 +61,16 @@ pub(super) struct ContextParts {
 
 impl Context {
     pub(super) fn new(parts: ContextParts) -> Self {
-        let ContextParts { device, queue, name, tuning, compiled, memory_budget, .. } = parts;
-        let (submission_timeout, faults) = (parts.submission_timeout, parts.faults);
+        let ContextParts {
+            device,
+            queue,
+            name,
+            tuning,
+            compiled,
+            memory_budget,
+            submission_timeout,
+            faults,
+        } = parts;
         let lost = Arc::new(Mutex::new(None));
         let note = |lost: &Arc<Mutex<Option<String>>>| {
             let lost = Arc::clone(lost);

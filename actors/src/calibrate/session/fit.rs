@@ -198,7 +198,7 @@ impl Session<'_> {
         for pair in std::mem::take(&mut self.pairs) {
             let class = |spec| UnitClass::of(spec, &self.context.machine);
             let (target, draft) = (class(&pair.units.0), class(&pair.units.1));
-            let Ok(plans) = self.pair_plans((&pair.units.0, &pair.units.1)) else { continue };
+            let Ok(plans) = self.pair_plans(&pair.units) else { continue };
             if self.model.times(&plans.1, self.context).is_err()
                 || pair.turns.is_empty()
                 || pair.overlap.is_empty()
@@ -282,9 +282,8 @@ impl Session<'_> {
 /// behind the last of them.
 fn between(points: &[(u32, i64)], rows: u32) -> i64 {
     let Some((last, _)) = points.last() else { return 0 };
-    let ends = [(1, 0), (last + ROWS_BEHIND, 0)];
     let within = points.iter().copied().filter(|(at, _)| *at > 1);
-    let all: Vec<_> = ends[..1].iter().copied().chain(within).chain([ends[1]]).collect();
+    let all: Vec<_> = [(1, 0)].into_iter().chain(within).chain([(last + ROWS_BEHIND, 0)]).collect();
     let pair = all.windows(2).find(|pair| (pair[0].0..=pair[1].0).contains(&rows));
     pair.map_or(0, |pair| {
         let ((from, low), (to, high)) = (pair[0], pair[1]);

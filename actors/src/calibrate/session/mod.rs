@@ -69,11 +69,11 @@ enum Thing {
     Loops(UnitClass),
     Engine(UnitClass),
     Texts,
-    /// Which of them.
+    /// Which of the splits.
     Split(usize),
-    /// A unit for each model, target and draft: taking turns, and at the same time.
-    Turns(UnitSpec, UnitSpec),
-    Overlap(UnitSpec, UnitSpec),
+    /// Which of the pairs: taking turns, and at the same time.
+    Turns(usize),
+    Overlap(usize),
 }
 
 /// A thing, how often and for how long it was visited, and how long the last visit took.
@@ -131,7 +131,7 @@ impl<'a> Session<'a> {
         };
         let split = |units| Split { units, clocks: Vec::new() };
         let splits: Vec<_> = splits.into_iter().map(split).collect();
-        let turns = things(&units, splits.len(), &pairs);
+        let turns = things(&units, splits.len(), pairs.len());
         let slice = slice(options.budget / TEXTS_SHARE * (TEXTS_SHARE - 2), turns.len());
         Self {
             pair,
@@ -153,9 +153,9 @@ impl<'a> Session<'a> {
 
     /// Tells what comes now, and which part of the time is over.
     pub(super) fn tell(&self, what: &str) {
-        let (elapsed, all) = (self.begun.elapsed().as_millis(), self.options.budget.as_millis());
-        (self.options.progress)(Step { done: elapsed.min(all) as usize, all: all as usize, what });
-        tracing::info!(what, elapsed_ms = elapsed as u64, "calibrating");
+        let (done, all) = (self.begun.elapsed(), self.options.budget);
+        (self.options.progress)(Step { done, all, what });
+        tracing::info!(what, elapsed_ms = done.as_millis() as u64, "calibrating");
     }
 
     /// Visits everything once, and again whatever there is time for.
@@ -213,7 +213,8 @@ impl<'a> Session<'a> {
                 true
             }
             Thing::Split(split) => self.visit_split(*split, visit).await,
-            Thing::Turns(..) | Thing::Overlap(..) => self.visit_pair(&thing, visit).await,
+            Thing::Turns(pair) => self.visit_pair((*pair, false), visit).await,
+            Thing::Overlap(pair) => self.visit_pair((*pair, true), visit).await,
         };
         if is_there {
             self.turns[place].note(begun.elapsed());
@@ -446,49 +447,42 @@ impl<'a> Session<'a> {
         specs.iter().all(known)
     }
 
-    /// A unit for each model, in turns or at the same time, whichever the thing is. Returns whether that can be measured.
-    async fn visit_pair(&mut self, thing: &Thing, visit: u32) -> bool {
-        let (Thing::Turns(target, draft) | Thing::Overlap(target, draft)) = thing else {
-            return false;
-        };
-        if !self.all_measured(&[target, draft]) {
+    /// A unit for each model, in turns or at once. Returns whether that can be measured.
+    async fn visit_pair(&mut self, (place, at_once): (usize, bool), visit: u32) -> bool {
+        let units = self.pairs[place].units.clone();
+        if !self.all_measured(&[&units.0, &units.1]) {
             return false;
         }
-        match self.clock_pair(thing, (target, draft), visit).await {
-            Ok(()) => true,
-            Err(error) => {
-                tracing::warn!(%error, "two units were not measured beside each other");
-                false
-            }
-        }
-    }
-
-    async fn clock_pair(
-        &mut self,
-        thing: &Thing,
-        units: (&UnitSpec, &UnitSpec),
-        visit: u32,
-    ) -> Result<(), CalibrateError> {
-        let (turns, overlap) = self.pair_plans(units)?;
-        let at_once = matches!(thing, Thing::Overlap(..));
         self.tell(match at_once {
             true => "a unit for each model, at the same time",
             false => "a unit for each model",
         });
+        let clocks = match self.clock_pair((&units, at_once), visit).await {
+            Ok(clocks) => clocks,
+            Err(error) => {
+                tracing::warn!(%error, "two units were not measured beside each other");
+                return false;
+            }
+        };
+        let Beside { turns, overlap, .. } = &mut self.pairs[place];
+        (if at_once { overlap } else { turns }).extend(clocks);
+        true
+    }
+
+    async fn clock_pair(
+        &mut self,
+        (units, at_once): (&(UnitSpec, UnitSpec), bool),
+        visit: u32,
+    ) -> Result<Vec<Clock>, CalibrateError> {
+        let (turns, overlap) = self.pair_plans(units)?;
         let plan = if at_once { overlap } else { turns };
-        let clocks = self.in_engine(&plan, &[DEPTH], visit).await?;
-        let of = |pair: &&mut Beside| (&pair.units.0, &pair.units.1) == units;
-        if let Some(pair) = self.pairs.iter_mut().find(of) {
-            let known = if at_once { &mut pair.overlap } else { &mut pair.turns };
-            known.extend(clocks);
-        }
-        Ok(())
+        self.in_engine(&plan, &[DEPTH], visit).await
     }
 
     /// The two models on two units: in turns, and at the same time.
     fn pair_plans(
         &self,
-        (target, draft): (&UnitSpec, &UnitSpec),
+        (target, draft): &(UnitSpec, UnitSpec),
     ) -> Result<(PartitionPlan, PartitionPlan), PlanError> {
         let draft_tokens = DraftTokens::Fixed(DEPTH);
         let turns = self.drafting(Mode::Sequential { draft_tokens }, (target, draft))?;
@@ -517,16 +511,12 @@ impl Turn {
 }
 
 /// Everything that is visited, in the order of the first visits: what is measured beside others comes after these.
-fn things(units: &[Visited], splits: usize, pairs: &[Beside]) -> Vec<Turn> {
+fn things(units: &[Visited], splits: usize, pairs: usize) -> Vec<Turn> {
     let of_unit =
         |unit: &Visited| [Thing::Loops(unit.class.clone()), Thing::Engine(unit.class.clone())];
-    let pair = |Beside { units: (target, draft), .. }: &Beside| {
-        let units = || (target.clone(), draft.clone());
-        let ((t, d), (u, e)) = (units(), units());
-        [Thing::Turns(t, d), Thing::Overlap(u, e)]
-    };
+    let pair = |pair| [Thing::Turns(pair), Thing::Overlap(pair)];
     let units = units.iter().flat_map(of_unit);
-    let together = (0..splits).map(Thing::Split).chain(pairs.iter().flat_map(pair));
+    let together = (0..splits).map(Thing::Split).chain((0..pairs).flat_map(pair));
     units.chain([Thing::Texts]).chain(together).map(Turn::new).collect()
 }
 
