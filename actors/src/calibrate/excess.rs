@@ -134,6 +134,11 @@ impl Excess {
         sure.map(off).collect()
     }
 
+    /// What jobs of a kind took more than `each_ns` for each size beyond the first.
+    pub(super) fn beside(&self, kind: Kind, each_ns: i64) -> i64 {
+        self.mean_ns(kind) - (each_ns as f64 * (self.mean_size(kind) - 1.0).max(0.0)).round() as i64
+    }
+
     /// The mean size of the jobs of a kind.
     pub(super) fn mean_size(&self, kind: Kind) -> f64 {
         let all: usize = self.of_kind(kind).map(|(.., jobs)| jobs).sum();

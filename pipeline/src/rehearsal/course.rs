@@ -5,6 +5,7 @@
 //! time the target's comes first, then the draft's.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use outrider_devices::SequenceId;
 use outrider_plans::cost::{Before, Piece, PlanTimes, Purpose, Share, StageTimes};
@@ -100,6 +101,8 @@ pub(super) struct Stage<'a> {
     scheduler: Scheduler,
     times: &'a PlanTimes,
     workload: &'a Workload,
+    /// Tokens that end a text.
+    ends: Arc<[u32]>,
     separate: bool,
     now_ns: u64,
     target: Option<Job>,
@@ -136,10 +139,12 @@ impl<'a> Stage<'a> {
         let separate = config.units == Units::Separate;
         config.sequences_max = config.sequences_max.max(1);
         config.queue_max = config.queue_max.max(workload.concurrent);
+        let ends = config.end_of_text.clone();
         Self {
             scheduler: Scheduler::new(config, Box::new(|_| Box::new(Mute))),
             times,
             workload,
+            ends,
             separate,
             now_ns: 0,
             target: None,
@@ -225,10 +230,10 @@ impl<'a> Stage<'a> {
         players.begin(sequence, sample);
         self.open.insert(sequence, (self.now_ns - self.times.request_ns().min(self.now_ns), false));
         self.course.texts += 1;
-        let params = GenerationParams {
-            max_tokens: Some(sample.output.len() as u32),
-            ..GenerationParams::default()
-        };
+        // Who asks does not know how long the answer will be: a draft that is cut to what is left would be too short.
+        let ended = sample.output.last().is_some_and(|token| self.ends.contains(token));
+        let max_tokens = (!ended).then_some(sample.output.len() as u32);
+        let params = GenerationParams { max_tokens, ..GenerationParams::default() };
         Event::Admit(Admission { sequence, prompt: sample.prompt.clone(), params })
     }
 

@@ -2,13 +2,15 @@
 //!
 //! *Invariant:* nothing is measured here, and each fit stands on those before it: units, then a split model, then pairs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use outrider_pipeline::rehearsal::Course;
 use outrider_plans::cost::{
     AroundJobs, Contention, Link, LinkProfile, MemoryDomain, PlanTimes, RoleProfile, middle,
 };
-use outrider_plans::{ModelRole, PartitionPlan, UnitClass, UnitProfile, UnitSpec, Workload};
+use outrider_plans::{
+    ModelRole, PartitionPlan, PlanError, UnitClass, UnitProfile, UnitSpec, Workload,
+};
 
 use super::super::excess::{Excess, Kind};
 use super::super::rounds::{self, Clocked, Gaps};
@@ -30,7 +32,8 @@ enum Hops {
 impl Session<'_> {
     /// The tables of each class, and what lies around its jobs in the engine.
     pub(super) fn fit_units(&mut self) -> Result<(), CalibrateError> {
-        for unit in &self.units {
+        let units = std::mem::take(&mut self.units);
+        for unit in &units {
             let middle = |(role, loops): (&ModelRole, &Vec<RoleProfile>)| {
                 Some((*role, RoleProfile::middle(loops)?))
             };
@@ -42,7 +45,7 @@ impl Session<'_> {
             };
             self.model.units.insert(unit.class.clone(), profile);
         }
-        for unit in &self.units {
+        for unit in &units {
             let (around, off_line) = self.around(unit)?;
             let profile = self.model.units.get_mut(&unit.class).expect("it was just put there");
             profile.around = around;
@@ -53,8 +56,49 @@ impl Session<'_> {
                 };
                 target.verify = target.verify.map(seen);
             }
+            self.fit_answers(unit)?;
         }
         Ok(())
+    }
+
+    /// Answers took as long as they did, whatever their jobs and gaps say: what is left goes with the request, and where the
+    /// draft speaks, with its first job.
+    fn fit_answers(&mut self, unit: &Visited) -> Result<(), CalibrateError> {
+        let known = self.with_texts(&unit.engine);
+        let (plain, drafting): (Vec<&Clock>, Vec<&Clock>) =
+            known.into_iter().partition(|clock| clock.depth == 0 || self.pair.draft.is_none());
+        let longer_ns = self.longer_an_answer_ns(unit, &plain)?;
+        let around = &mut self.model.units.get_mut(&unit.class).expect("it has a profile").around;
+        around.request_ns = around.request_ns.saturating_add_signed(longer_ns);
+        let longer_ns = self.longer_an_answer_ns(unit, &drafting)?;
+        let around = &mut self.model.units.get_mut(&unit.class).expect("it has a profile").around;
+        around.draft_prompt_ns += longer_ns;
+        Ok(())
+    }
+
+    /// What each of these answers, all of them plain or all of them with drafts, took longer than is foreseen so far.
+    fn longer_an_answer_ns(
+        &self,
+        unit: &Visited,
+        clocks: &[&Clock],
+    ) -> Result<i64, CalibrateError> {
+        let mut foreseen = Vec::new();
+        for part in parts_of(clocks) {
+            let mut longer_ns = lasted_ns(&part);
+            for depth in part.iter().map(|clock| clock.depth).collect::<BTreeSet<_>>() {
+                let plan = self.of_depth(&unit.spec, depth)?;
+                let alike: Vec<&Clock> =
+                    part.iter().copied().filter(|clock| clock.depth == depth).collect();
+                longer_ns -= self.rehearsed(&plan, &alike, Hops::Counted).total_ns as i64;
+            }
+            foreseen.push(longer_ns / part.len().max(1) as i64);
+        }
+        Ok(middle(foreseen))
+    }
+
+    /// The plan as which a unit answers a request for this depth.
+    fn of_depth(&self, spec: &UnitSpec, depth: u32) -> Result<PartitionPlan, PlanError> {
+        if depth == 0 { self.plain(spec) } else { self.together(spec, depth) }
     }
 
     fn memory_of(&self, spec: &UnitSpec) -> MemoryDomain {
@@ -105,7 +149,7 @@ impl Session<'_> {
             target_after_draft_ns: target.one_ns - around.target_ns,
             draft_after_target_ns: draft.one_ns,
             draft_step_ns: draft.each_ns,
-            draft_prompt_ns: excess.line(Kind::DraftPrompt).one_ns,
+            draft_prompt_ns: excess.beside(Kind::DraftPrompt, draft.each_ns),
             ..around
         };
         Ok((around, excess.off_line(Kind::Pass)))
