@@ -10,8 +10,8 @@ use outrider_pipeline::rehearsal::{Course, Rehearsal};
 use outrider_pipeline::scheduler::{RoleLimits, SchedulerConfig, Units};
 use outrider_plans::cost::formula;
 use outrider_plans::cost::{
-    AroundJobs, Contention, CostModel, Link, LinkProfile, MemoryDomain, PartsProfile, RoleProfile,
-    TimeTable, UnitClass, UnitProfile,
+    AroundJobs, Contention, CostModel, Guess, Link, LinkProfile, MemoryDomain, PartsProfile,
+    RoleProfile, SampleText, TimeTable, UnitClass, UnitProfile,
 };
 use outrider_plans::search::{Composition, Forecaster, Objective, Space, Wanted, search};
 use outrider_plans::{
@@ -186,6 +186,24 @@ fn the_papers_variant_1_rehearsed_gives_what_its_formula_gives() {
         let found = speedup(&forecast(&model(times, 2), &on_two(sequential(depth)), &texts(a)));
         assert!((found - expected).abs() < 0.03, "a = {a}: {found}, not {expected}");
     }
+}
+
+/// Who asks does not know where the text will end: its last draft runs as deep as any. Where a length was asked for, none runs
+/// beyond it.
+#[test]
+fn a_draft_does_not_know_where_a_text_will_end() {
+    let times = Times { target: 1_000_000, row: 0, draft: 200_000 };
+    let guess = |token| Guess { token, probability_permille: 900 };
+    let drafted = |last| {
+        let guesses = [2, 3, 4, 9].map(guess).into();
+        let text = SampleText { prompt: vec![1], output: vec![2, 3, 4, last], guesses };
+        course(&model(times, 1), &on_one(sequential(8)), &Workload::single(vec![text]))
+    };
+    let (ended, cut) = (drafted(4095), drafted(5));
+    assert_eq!((ended.tokens, ended.jobs), (4, (2, 1)));
+    assert_eq!((cut.tokens, cut.jobs), (4, (2, 1)));
+    // 3, 4, the wrong one, and then the end; of three tokens that are left the pass gives the last one itself.
+    assert_eq!((ended.jobs_ns.1, cut.jobs_ns.1), (4 * times.draft, 2 * times.draft));
 }
 
 #[test]
