@@ -38,7 +38,7 @@ impl Work {
         }
     }
 
-    /// A draft job that was answered with these tokens, if it was.
+    /// A draft job that went as far as these tokens, or that ran all of its steps.
     pub fn of_draft(batch: &DraftBatch, drafted: Option<&[Vec<Pick>]>) -> Self {
         let segments = batch.segments.iter();
         // A draft that holds its next token too unlikely has run a step for it; one that ends with the text has not.

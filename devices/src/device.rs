@@ -165,6 +165,12 @@ pub trait Executable {
         draft_step_by_step(self, batch)
     }
 
+    /// Whether this draft runs all the steps that it is asked for, whatever it says meanwhile: a device that is given them at
+    /// once does not stop where the text ends.
+    fn drafts_at_once(&self, _batch: &DraftBatch) -> bool {
+        false
+    }
+
     /// Positions cached for `sequence`; 0 if it has no slot.
     fn cached(&self, sequence: SequenceId) -> u32;
 

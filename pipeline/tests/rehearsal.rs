@@ -15,8 +15,9 @@ use outrider_plans::cost::{
 };
 use outrider_plans::search::{Composition, Forecaster, Objective, Space, Wanted, search};
 use outrider_plans::{
-    Acceptance, CacheFormat, CacheLimits, Costs, DraftTokens, Forecast, ForecastError, HeadWeights,
-    Machine, Mode, ModelRole, ModelShape, PartitionPlan, PlanContext, UnitSpec, Workload,
+    Acceptance, Adapter, AdapterKind, CacheFormat, CacheLimits, Costs, DraftTokens, Forecast,
+    ForecastError, HeadWeights, Machine, Mode, ModelRole, ModelShape, PartitionPlan, PlanContext,
+    UnitSpec, Workload,
 };
 use proptest::prelude::{ProptestConfig, prop_assert, prop_assert_eq, proptest};
 
@@ -204,6 +205,33 @@ fn a_draft_does_not_know_where_a_text_will_end() {
     assert_eq!((cut.tokens, cut.jobs), (4, (2, 1)));
     // 3, 4, the wrong one, and then the end; of three tokens that are left the pass gives the last one itself.
     assert_eq!((ended.jobs_ns.1, cut.jobs_ns.1), (4 * times.draft, 2 * times.draft));
+}
+
+/// A GPU is given all steps of a draft at once: it saves nothing where the text ends before.
+#[test]
+fn a_gpu_runs_every_step_that_it_is_asked_for() {
+    let times = Times { target: 1_000_000, row: 0, draft: 200_000 };
+    let guess = |token| Guess { token, probability_permille: 900 };
+    let (output, guesses) = (vec![2, 3, 4, 4095], [2, 3, 4, 4095].map(guess).into());
+    let workload = Workload::single(vec![SampleText { prompt: vec![1], output, guesses }]);
+    let mut context = context(1);
+    let name = "a GPU".to_owned();
+    let adapter = Adapter { name: name.clone(), kind: AdapterKind::Discrete, memory_bytes: None };
+    context.machine.adapters.push(adapter);
+    let unit = UnitSpec::Gpu { adapter: 0, name };
+    let class = UnitClass::of(&unit, &context.machine);
+    let mut model = model(times, 1);
+    model.units.insert(class, profile(times));
+    let drafting_ns = |unit: UnitSpec| {
+        let mode = sequential(8);
+        let parts = Composition { mode, draft: Some(0), ..Composition::plain(unit, LAYERS) };
+        let plan = parts.plan("test", &context).unwrap();
+        let rehearsal =
+            Rehearsal { model: &model, context: &context, workload: &workload, rules: &rules };
+        rehearsal.course(&plan).unwrap().jobs_ns.1
+    };
+    assert_eq!(drafting_ns(UnitSpec::Cpu { cores: vec![0] }), 3 * times.draft);
+    assert_eq!(drafting_ns(unit), 8 * times.draft);
 }
 
 #[test]

@@ -258,12 +258,13 @@ impl Desk {
             }
             Job::Draft(job) => {
                 let (stage, install) = (job.route.hops[0].stage, job.route.hops[0].install);
+                let at_once = stages.get(&install).is_some_and(|e| e.drafts_at_once(&job.batch));
                 let draft = || match stages.get_mut(&install) {
                     Some(executable) => executable.draft(&job.batch),
                     None => Err(not_installed(stage)),
                 };
                 let work = |drafted: &Result<Vec<Vec<Pick>>, _>| {
-                    Work::of_draft(&job.batch, drafted.as_deref().ok())
+                    Work::of_draft(&job.batch, drafted.as_deref().ok().filter(|_| !at_once))
                 };
                 let result = meter.time(stage, work, || guard(draft));
                 let broken = result.as_ref().err().and_then(lost);

@@ -325,16 +325,20 @@ impl Executable for GpuExecutable {
         Ok(self.output(batch, &wanted, &words))
     }
 
-    fn draft(&mut self, batch: &DraftBatch) -> Result<Vec<Vec<Pick>>, DeviceError> {
-        self.stage.context.check()?;
+    fn drafts_at_once(&self, batch: &DraftBatch) -> bool {
         let fits = |d: &DraftSegment| {
             d.steps as usize <= DRAFT_STEPS_MAX && picks_on_device(&d.segment.sampling)
         };
         let capacity = self.stage.bounds.capacity;
-        let one_submission = batch.segments.iter().all(fits)
+        self.stage.is_whole_model()
+            && batch.segments.iter().all(fits)
             && batch.segments.len() <= capacity
-            && batch.segments.iter().map(|d| d.segment.tokens.len()).sum::<usize>() <= capacity;
-        if !self.stage.is_whole_model() || !one_submission {
+            && batch.segments.iter().map(|d| d.segment.tokens.len()).sum::<usize>() <= capacity
+    }
+
+    fn draft(&mut self, batch: &DraftBatch) -> Result<Vec<Vec<Pick>>, DeviceError> {
+        self.stage.context.check()?;
+        if !self.drafts_at_once(batch) {
             let drafted = draft_step_by_step(self, batch)?;
             // A token that was too unlikely to return has cost one more row.
             for (DraftSegment { segment, .. }, picks) in batch.segments.iter().zip(&drafted) {

@@ -95,6 +95,7 @@ impl Players for Recorded<'_> {
         for segment in &batch.segments {
             let text = self.texts.get_mut(&segment.segment.sequence).expect("it was begun");
             let (picks, steps) = text.draft(segment, &batch.stop_tokens, self.end_of_text);
+            let steps = if self.times.drafts_at_once() { segment.steps as usize } else { steps };
             further.resize(further.len().max(steps - 1), 0);
             further[..steps - 1].iter_mut().for_each(|sequences| *sequences += 1);
             drafted.push(picks);

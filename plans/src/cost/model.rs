@@ -147,8 +147,15 @@ impl CostModel {
                     return Err(ForecastError::Parts { unit, class, stage });
                 }
                 let link = stages.last().map(|before| self.link(&units[&before.unit].0, &class));
-                let (times, around) = (times.clone(), profile.around);
-                stages.push(StageTimes { unit, stage, times, around, link, row_bytes: 4 * width });
+                stages.push(StageTimes {
+                    unit,
+                    stage,
+                    times: times.clone(),
+                    around: profile.around,
+                    link,
+                    row_bytes: 4 * width,
+                    drafts_at_once: matches!(class, UnitClass::Gpu { .. }),
+                });
             }
             Ok(stages)
         };

@@ -108,6 +108,8 @@ pub struct StageTimes {
     /// From the stage before; `None` for the first.
     pub(super) link: Option<LinkProfile>,
     pub(super) row_bytes: u64,
+    /// Whether its unit is given all steps of a draft at once, and runs them wherever the text ends.
+    pub(super) drafts_at_once: bool,
 }
 
 /// The times of a plan's jobs.
@@ -139,6 +141,11 @@ impl PlanTimes {
             pieces.push(Piece { purpose: Purpose::FurtherSteps, unit, ns });
         }
         pieces
+    }
+
+    /// Whether a draft job runs all the steps that it is asked for, as it does on a GPU.
+    pub fn drafts_at_once(&self) -> bool {
+        self.draft.first().is_some_and(|stage| stage.drafts_at_once)
     }
 
     /// What lies between the end of a job of `role` and the next one that waits for it.
