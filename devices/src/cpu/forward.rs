@@ -22,8 +22,9 @@ use crate::batch::Pick;
 use crate::device::CacheFormat;
 use crate::sampling::{self, Sampling};
 
-/// Up to this many rows, each member makes its own operand: cheaper than a barrier.
-pub(crate) const PRIVATE_ROWS: usize = 8;
+/// Up to this many rows, each member makes its own operand: cheaper than a barrier. (With more, the time goes up by a member's
+/// whole share of each further row; sixteen members that share eight rows out have a third less to do.)
+pub(crate) const PRIVATE_ROWS: usize = 2;
 
 /// Tiles of a call for so many rows. A single row waits for memory, which comes in best without pauses: what is done with its
 /// results must not pile up. With many rows a tile stays in the nearest cache while all of them pass.

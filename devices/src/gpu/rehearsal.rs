@@ -7,8 +7,9 @@ use super::context::Context;
 use super::record::{Extent, Script};
 use crate::DeviceError;
 
-/// Scripts kept: a draft that goes on after one token or after two, a verification, a plain step.
-const KEPT_MAX: usize = 4;
+/// Scripts kept: drafts of each depth that go on after one token or after two, verifications of each width, prompts of a few
+/// lengths. (A depth that is decided anew each round would meet none of its scripts again if only the last few were kept.)
+const KEPT_MAX: usize = 32;
 
 /// What a script does: equal keys, equal scripts.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -47,7 +47,7 @@ impl Session<'_> {
         }
         for unit in &units {
             let (around, off_line) = self.around(unit)?;
-            let profile = self.model.units.get_mut(&unit.class).expect("it was just put there");
+            let profile = self.profile_of(unit);
             profile.around = around;
             if let Some(target) = profile.roles.get_mut(&ModelRole::Target) {
                 // The engine has seen many more passes of its sizes than the loop.
@@ -64,16 +64,22 @@ impl Session<'_> {
     /// Answers took as long as they did, whatever their jobs and gaps say: what is left goes with the request, and where the
     /// draft speaks, with its first job.
     fn fit_answers(&mut self, unit: &Visited) -> Result<(), CalibrateError> {
-        let known = self.with_texts(&unit.engine);
-        let (plain, drafting): (Vec<&Clock>, Vec<&Clock>) =
-            known.into_iter().partition(|clock| clock.depth == 0 || self.pair.draft.is_none());
+        let (plain, drafting) = self.by_drafting(self.with_texts(&unit.engine));
         let longer_ns = self.longer_an_answer_ns(unit, &plain)?;
-        let around = &mut self.model.units.get_mut(&unit.class).expect("it has a profile").around;
+        let around = &mut self.profile_of(unit).around;
         around.request_ns = around.request_ns.saturating_add_signed(longer_ns);
         let longer_ns = self.longer_an_answer_ns(unit, &drafting)?;
-        let around = &mut self.model.units.get_mut(&unit.class).expect("it has a profile").around;
-        around.draft_prompt_ns += longer_ns;
+        self.profile_of(unit).around.draft_prompt_ns += longer_ns;
         Ok(())
+    }
+
+    fn profile_of(&mut self, unit: &Visited) -> &mut UnitProfile {
+        self.model.units.get_mut(&unit.class).expect("each class was given one")
+    }
+
+    /// Answers without drafts, and those with.
+    fn by_drafting<'c>(&self, clocks: Vec<&'c Clock>) -> (Vec<&'c Clock>, Vec<&'c Clock>) {
+        clocks.into_iter().partition(|clock| clock.depth == 0 || self.pair.draft.is_none())
     }
 
     /// What each of these answers, all of them plain or all of them with drafts, took longer than is foreseen so far.
@@ -82,7 +88,7 @@ impl Session<'_> {
         unit: &Visited,
         clocks: &[&Clock],
     ) -> Result<i64, CalibrateError> {
-        let mut foreseen = Vec::new();
+        let mut longer = Vec::new();
         for part in parts_of(clocks) {
             let mut longer_ns = lasted_ns(&part);
             for depth in part.iter().map(|clock| clock.depth).collect::<BTreeSet<_>>() {
@@ -91,9 +97,9 @@ impl Session<'_> {
                     part.iter().copied().filter(|clock| clock.depth == depth).collect();
                 longer_ns -= self.rehearsed(&plan, &alike, Hops::Counted).total_ns as i64;
             }
-            foreseen.push(longer_ns / part.len().max(1) as i64);
+            longer.push(longer_ns / part.len().max(1) as i64);
         }
-        Ok(middle(foreseen))
+        Ok(middle(longer))
     }
 
     /// The plan as which a unit answers a request for this depth.
@@ -117,13 +123,7 @@ impl Session<'_> {
     fn around(&self, unit: &Visited) -> Result<(AroundJobs, Vec<(u32, i64)>), CalibrateError> {
         let plan = self.together(&unit.spec, DEPTH)?;
         let times = self.model.times(&plan, self.context).expect("its unit was just measured");
-        let of = |drafting: bool| move |clock: &&Clock| (clock.depth > 0) == drafting;
-        let (plain, drafting): (Vec<&Clock>, Vec<&Clock>) = if self.pair.draft.is_some() {
-            let clocks = |drafting| unit.engine.iter().filter(of(drafting)).collect();
-            (clocks(false), clocks(true))
-        } else {
-            (unit.engine.iter().collect(), Vec::new())
-        };
+        let (plain, drafting) = self.by_drafting(unit.engine.iter().collect());
         let gaps = self.gaps(&plain);
         let excess = longer(&plain, &times);
         let target_hop_ns = gaps.hops_ns.0;
