@@ -28,9 +28,11 @@ struct Line<'a> {
     drafted: u32,
     accepted: u32,
     lasted_ns: u64,
-    /// Role, unit, first layer, end of layers, rows, rows through the head, draft steps, context, begin and end in nanoseconds.
-    jobs: Vec<(char, &'a str, usize, usize, [u32; 4], [u64; 2])>,
+    jobs: Vec<Job<'a>>,
 }
+
+/// Role, unit, first layer, end of layers, rows, rows through the head, draft steps, context, begin and end in nanoseconds.
+type Job<'a> = (char, &'a str, usize, usize, [u32; 4], [u64; 2]);
 
 impl Trace {
     /// Writes to this file, over what was there.

@@ -8,8 +8,11 @@ pub mod gguf;
 pub mod http;
 pub mod plan;
 
+/// What must be true of any bytes.
+pub type Check = fn(&[u8]);
+
 /// Each kind of input by the name of its fuzzer, with its check.
-pub const KINDS: [(&str, fn(&[u8])); 4] = [
+pub const KINDS: [(&str, Check); 4] = [
     ("config", config::check),
     ("gguf", gguf::check),
     ("http", http::check),

@@ -270,6 +270,7 @@ impl fmt::Display for Report {
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use std::time::Duration;
 
