@@ -6,7 +6,6 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use outrider_pipeline::lookup::Ngrams;
-use outrider_pipeline::pacing::KnownTimes;
 use outrider_pipeline::scheduler::{RoleLimits, Scheduler, SchedulerConfig, Units};
 use outrider_pipeline::{Detokenizer, DraftPolicy, Guarding, TextStart};
 use outrider_plans::{DraftTokens, Mode, ModelRole, PartitionPlan};
@@ -61,7 +60,6 @@ pub(crate) fn frame(
         end_of_text,
         policy,
         units,
-        known_times: KnownTimes::default(),
     }
 }
 

@@ -19,7 +19,8 @@ use std::sync::Arc;
 
 use actix::prelude::{Message, Recipient};
 use outrider_devices::{
-    Activations, Batch, DeviceError, DraftBatch, MemoryUse, Pick, SequenceId, SlotLimits, Subgraph,
+    Activations, Batch, DeviceError, DraftBatch, Drafted, MemoryUse, Pick, SequenceId, SlotLimits,
+    Subgraph,
 };
 use outrider_pipeline::DraftPolicy;
 use outrider_pipeline::scheduler::{Admission, Ticket, Units};
@@ -185,8 +186,8 @@ pub struct RoundDone {
 pub enum RoundOutcome {
     /// One pick per wanted row of the batch.
     Picks(Vec<Pick>),
-    /// The drafted picks of each segment.
-    Drafted(Vec<Vec<Pick>>),
+    /// What came of each segment of a draft.
+    Drafted(Vec<Drafted>),
 }
 
 /// A sequence has ended: free its caches.

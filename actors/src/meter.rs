@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crossbeam_channel::Sender;
-use outrider_devices::{Activations, Batch, DraftBatch, DraftSegment, MemoryUse, Pick};
+use outrider_devices::{Activations, Batch, DraftBatch, Drafted, MemoryUse};
 use outrider_observability::{
     Counter, MemoryPurpose, PlanMetrics, Registry, SharedTimeline, UnitJob, UnitMetrics,
 };
@@ -38,23 +38,15 @@ impl Work {
         }
     }
 
-    /// A draft job that went as far as these tokens, or that ran all of its steps.
-    pub fn of_draft(batch: &DraftBatch, drafted: Option<&[Vec<Pick>]>) -> Self {
+    /// A draft job, and what came of it; all of its steps where nobody knows.
+    pub fn of_draft(batch: &DraftBatch, drafted: Option<&[Drafted]>) -> Self {
         let segments = batch.segments.iter();
-        // A draft that holds its next token too unlikely has run a step for it; one that ends with the text has not.
-        let run = |(index, segment): (usize, &DraftSegment)| {
-            let picks = drafted.and_then(|drafted| drafted.get(index));
-            let ended = |pick: &Pick| batch.stop_tokens.contains(&pick.token);
-            picks.map_or(segment.steps, |picks| {
-                let stopped = u32::from(!picks.last().is_some_and(ended));
-                (picks.len() as u32 + stopped).min(segment.steps)
-            })
-        };
+        let asked = || segments.clone().map(|segment| segment.steps).sum();
         let bases: u64 = segments.clone().map(|s| u64::from(s.segment.base)).sum();
         Self {
             rows: segments.clone().map(|s| s.segment.tokens.len() as u32).sum(),
             head_rows: batch.segments.len() as u32,
-            steps: segments.enumerate().map(run).sum(),
+            steps: drafted.map_or_else(asked, |all| all.iter().map(|drafted| drafted.steps).sum()),
             context: (bases / batch.segments.len().max(1) as u64) as u32,
         }
     }

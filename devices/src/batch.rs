@@ -95,6 +95,16 @@ pub struct DraftBatch {
     pub stop_tokens: Arc<[u32]>,
 }
 
+/// What came of a [`DraftSegment`].
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Drafted {
+    /// The drafted tokens; at least one.
+    pub picks: Vec<Pick>,
+    /// Steps that were run for them. A device that runs step after step has run one more than there are tokens if the next was too
+    /// unlikely; one that is given all steps at once has run all that were asked for, wherever the text ends.
+    pub steps: u32,
+}
+
 /// The residual stream between two stages of one model: `rows x cols`, row-major `f32`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Activations {

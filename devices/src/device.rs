@@ -6,7 +6,7 @@
 
 use std::fmt;
 
-use crate::batch::{Activations, Batch, DraftBatch, Output, Pick, Segment, SequenceId, Want};
+use crate::batch::{Activations, Batch, DraftBatch, Drafted, Output, Segment, SequenceId, Want};
 use crate::graph::Subgraph;
 
 /// The kinds of compute unit.
@@ -156,19 +156,13 @@ pub trait Executable {
     /// broke its contract.
     fn run(&mut self, batch: &Batch, input: Option<Activations>) -> Result<Output, DeviceError>;
 
-    /// Drafts: runs each segment, then feeds its last pick back, up to `steps` times. Returns the drafted picks of
-    /// each segment in order. The cache afterwards holds the segment's rows and at least all returned tokens but the last
+    /// Drafts: runs each segment, then feeds its last pick back, up to `steps` times. Returns what came of each
+    /// segment in order. The cache afterwards holds the segment's rows and at least all returned tokens but the last
     /// (after a stop by probability it may hold that one too).
     ///
     /// Only for an executable of a whole model (tokens in, picks out).
-    fn draft(&mut self, batch: &DraftBatch) -> Result<Vec<Vec<Pick>>, DeviceError> {
+    fn draft(&mut self, batch: &DraftBatch) -> Result<Vec<Drafted>, DeviceError> {
         draft_step_by_step(self, batch)
-    }
-
-    /// Whether this draft runs all the steps that it is asked for, whatever it says meanwhile: a device that is given them at
-    /// once does not stop where the text ends.
-    fn drafts_at_once(&self, _batch: &DraftBatch) -> bool {
-        false
     }
 
     /// Positions cached for `sequence`; 0 if it has no slot.
@@ -185,8 +179,8 @@ pub trait Executable {
 pub fn draft_step_by_step<E: Executable + ?Sized>(
     executable: &mut E,
     batch: &DraftBatch,
-) -> Result<Vec<Vec<Pick>>, DeviceError> {
-    let mut drafted: Vec<Vec<Pick>> = vec![Vec::new(); batch.segments.len()];
+) -> Result<Vec<Drafted>, DeviceError> {
+    let mut drafted = vec![Drafted::default(); batch.segments.len()];
     let mut live: Vec<(usize, Segment)> = batch
         .segments
         .iter()
@@ -203,13 +197,14 @@ pub fn draft_step_by_step<E: Executable + ?Sized>(
         };
         let mut next = Vec::with_capacity(live.len());
         for ((i, segment), pick) in live.into_iter().zip(picked.picks) {
-            let ask = &batch.segments[i];
-            if !drafted[i].is_empty() && pick.probability < ask.probability_min {
+            let (ask, so_far) = (&batch.segments[i], &mut drafted[i]);
+            so_far.steps += 1;
+            if so_far.steps > 1 && pick.probability < ask.probability_min {
                 continue;
             }
             let token = pick.token;
-            drafted[i].push(pick);
-            if drafted[i].len() < ask.steps as usize && !batch.stop_tokens.contains(&token) {
+            so_far.picks.push(pick);
+            if so_far.steps < ask.steps && !batch.stop_tokens.contains(&token) {
                 let base = segment.base + segment.tokens.len() as u32;
                 next.push((i, Segment { base, tokens: vec![token], ..segment }));
             }

@@ -21,7 +21,8 @@ pub mod synthetic;
 pub mod whole_file;
 
 pub use batch::{
-    Activations, Batch, DraftBatch, DraftSegment, Output, Pick, Picked, Segment, SequenceId, Want,
+    Activations, Batch, DraftBatch, DraftSegment, Drafted, Output, Pick, Picked, Segment,
+    SequenceId, Want,
 };
 pub use device::{
     CacheFormat, Device, DeviceDescriptor, DeviceError, DeviceKind, Executable, MemoryUse,

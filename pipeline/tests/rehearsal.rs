@@ -109,7 +109,6 @@ fn rules(plan: &PartitionPlan) -> SchedulerConfig {
         end_of_text: Arc::from([4095]),
         policy: policy(plan),
         units: if apart { Units::Separate } else { Units::Shared },
-        known_times: Default::default(),
     }
 }
 

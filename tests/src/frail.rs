@@ -9,8 +9,8 @@ use std::time::Duration;
 use outrider::cli::OwnUnits;
 use outrider_devices::cpu::{CpuDevice, CpuOptions};
 use outrider_devices::{
-    Activations, Batch, Device, DeviceDescriptor, DeviceError, DraftBatch, Executable, MemoryUse,
-    Output, Pick, SequenceId, SlotLimits, Subgraph,
+    Activations, Batch, Device, DeviceDescriptor, DeviceError, DraftBatch, Drafted, Executable,
+    MemoryUse, Output, SequenceId, SlotLimits, Subgraph,
 };
 use outrider_plans::UnitId;
 
@@ -96,7 +96,7 @@ impl<S: FnMut() -> Result<(), DeviceError> + Send> Executable for FrailStage<S> 
         self.whole.run(batch, input)
     }
 
-    fn draft(&mut self, batch: &DraftBatch) -> Result<Vec<Vec<Pick>>, DeviceError> {
+    fn draft(&mut self, batch: &DraftBatch) -> Result<Vec<Drafted>, DeviceError> {
         (self.stands)()?;
         self.whole.draft(batch)
     }

@@ -10,8 +10,8 @@ use outrider_devices::graph::WeightFormat;
 use outrider_devices::sim::{Follower, Latency, RecordedDelay, SimDevice, SimOptions};
 use outrider_devices::synthetic::{llama, tiny};
 use outrider_devices::{
-    Batch, CacheFormat, Device, DraftBatch, Executable, Output, Pick, SequenceId, SlotLimits,
-    Subgraph,
+    Batch, CacheFormat, Device, DraftBatch, Drafted, Executable, Output, Pick, SequenceId,
+    SlotLimits, Subgraph,
 };
 use outrider_pipeline::rehearsal::{Answer, Players};
 use outrider_plans::cost::{Before, Piece, PlanTimes, Purpose, SampleText, StageTimes};
@@ -118,7 +118,7 @@ impl Players for Simulated {
         panic!("the last stage picks")
     }
 
-    fn draft(&mut self, batch: &DraftBatch, _: Before) -> Answer<Vec<Vec<Pick>>> {
+    fn draft(&mut self, batch: &DraftBatch, _: Before) -> Answer<Vec<Drafted>> {
         let unit = &mut self.draft[0];
         let answer = unit.executable.draft(batch).unwrap();
         Answer { answer, pieces: vec![unit.piece(ModelRole::Draft)] }

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use outrider_devices::{Batch, DraftBatch, Pick, SequenceId};
+use outrider_devices::{Batch, DraftBatch, Drafted, Pick, SequenceId};
 use outrider_pipeline::Detokenize;
 use outrider_pipeline::scheduler::{
     Action, Admission, Event, FinishReason, GenerationParams, Prefixes, RoleLimits, Scheduler,
@@ -129,7 +129,6 @@ impl World {
             units,
             queue_tokens_max: 1 << 20,
             prefixes: Prefixes::Forget,
-            known_times: Default::default(),
         };
         let mut world = Self {
             random,
@@ -253,7 +252,7 @@ impl World {
         Some(picks)
     }
 
-    fn run_draft(&mut self, route: &Route, batch: &DraftBatch) -> Option<Vec<Vec<Pick>>> {
+    fn run_draft(&mut self, route: &Route, batch: &DraftBatch) -> Option<Vec<Drafted>> {
         let mut drafted = Vec::new();
         for draft in &batch.segments {
             let s = &draft.segment;
@@ -265,7 +264,7 @@ impl World {
                 rows = vec![pick.token];
                 picks.push(pick);
             }
-            drafted.push(picks);
+            drafted.push(Drafted { picks, steps: draft.steps });
         }
         Some(drafted)
     }

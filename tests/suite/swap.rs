@@ -285,7 +285,6 @@ async fn stale_replies_are_dropped() {
         units: Units::Separate,
         queue_tokens_max: 1 << 20,
         prefixes: Prefixes::Forget,
-        known_times: Default::default(),
     };
     let scheduler = Scheduler::new(config, Box::new(|_| Box::new(Mute)));
     let metrics = (registry.speculation.clone(), registry.plan.clone());

@@ -17,7 +17,7 @@ use actix::prelude::{
     Actor, ActorContext, AsyncContext, Context, Handler, Recipient, ResponseFuture,
 };
 use crossbeam_channel::Receiver;
-use outrider_devices::{Device, DeviceError, MemoryUse, Output, Pick};
+use outrider_devices::{Device, DeviceError, Drafted, MemoryUse, Output};
 use outrider_pipeline::scheduler::Ticket;
 use outrider_plans::UnitId;
 use tokio::sync::{oneshot, watch};
@@ -238,7 +238,7 @@ enum Report {
     Installed(oneshot::Sender<Result<MemoryUse, DeviceError>>, Result<MemoryUse, DeviceError>),
     Evicted(oneshot::Sender<()>),
     Ran(RunStage, Result<Output, DeviceError>),
-    Drafted(RunDraft, Result<Vec<Vec<Pick>>, DeviceError>),
+    Drafted(RunDraft, Result<Vec<Drafted>, DeviceError>),
     /// The worker has ended and leaves these jobs undone.
     Ended {
         reason: String,
@@ -304,8 +304,8 @@ impl ComputeUnit {
             Report::Ran(job, Err(error)) => {
                 self.failed(&job.route, job.ticket, error);
             }
-            Report::Drafted(job, Ok(picks)) => {
-                answer(&job.route, job.ticket, Ok(RoundOutcome::Drafted(picks)));
+            Report::Drafted(job, Ok(drafted)) => {
+                answer(&job.route, job.ticket, Ok(RoundOutcome::Drafted(drafted)));
             }
             Report::Drafted(job, Err(error)) => {
                 self.failed(&job.route, job.ticket, error);

@@ -11,9 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
-use outrider_devices::{
-    Device, DeviceError, Executable, MemoryUse, Output, Pick, SequenceId, reclaim,
-};
+use outrider_devices::{Device, DeviceError, Executable, MemoryUse, Output, SequenceId, reclaim};
 use outrider_plans::{StageId, UnitId};
 use tokio::sync::oneshot;
 
@@ -258,14 +256,12 @@ impl Desk {
             }
             Job::Draft(job) => {
                 let (stage, install) = (job.route.hops[0].stage, job.route.hops[0].install);
-                let at_once = stages.get(&install).is_some_and(|e| e.drafts_at_once(&job.batch));
                 let draft = || match stages.get_mut(&install) {
                     Some(executable) => executable.draft(&job.batch),
                     None => Err(not_installed(stage)),
                 };
-                let work = |drafted: &Result<Vec<Vec<Pick>>, _>| {
-                    Work::of_draft(&job.batch, drafted.as_deref().ok().filter(|_| !at_once))
-                };
+                let work =
+                    |drafted: &Result<_, _>| Work::of_draft(&job.batch, drafted.as_deref().ok());
                 let result = meter.time(stage, work, || guard(draft));
                 let broken = result.as_ref().err().and_then(lost);
                 Done { report: Some(Report::Drafted(job, result)), broken }

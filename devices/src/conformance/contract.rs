@@ -8,7 +8,7 @@ use super::runs::{
     activations, logits_in_chunks, picked, prepare, same, same_bits, segment, wanted,
 };
 use crate::Sampling;
-use crate::batch::{Batch, DraftBatch, DraftSegment, Pick, SequenceId, Want};
+use crate::batch::{Batch, DraftBatch, DraftSegment, Drafted, Pick, SequenceId, Want};
 use crate::device::{Device, DeviceError, Executable, draft_step_by_step};
 use crate::sampling::{Scratch, pick};
 
@@ -211,7 +211,7 @@ fn drafted(device: &mut dyn Device, model: &Model) -> Result<(), Trouble> {
             for (ask, found) in batch.segments.iter_mut().zip(&found) {
                 // Next, the first drafted token was right and the others were not: go on after another token.
                 let base = ask.segment.base + ask.segment.tokens.len() as u32;
-                ask.segment.tokens = vec![found[0].token, 1];
+                ask.segment.tokens = vec![found.picks[0].token, 1];
                 ask.segment.base = base;
             }
         }
@@ -219,19 +219,26 @@ fn drafted(device: &mut dyn Device, model: &Model) -> Result<(), Trouble> {
     Ok(())
 }
 
-fn same_drafts(found: &[Vec<Pick>], expected: &[Vec<Pick>]) -> Result<(), Trouble> {
-    let lengths = |drafts: &[Vec<Pick>]| drafts.iter().map(Vec::len).collect::<Vec<_>>();
+fn same_drafts(found: &[Drafted], expected: &[Drafted]) -> Result<(), Trouble> {
+    let lengths =
+        |drafts: &[Drafted]| drafts.iter().map(|drafted| drafted.picks.len()).collect::<Vec<_>>();
     same("lengths of the drafts", lengths(found), lengths(expected))?;
-    let mut pairs = found.iter().flatten().zip(expected.iter().flatten());
+    let picks = |drafted: &[Drafted]| drafted.iter().flat_map(|d| d.picks.clone()).collect();
+    let (found, expected): (Vec<Pick>, Vec<Pick>) = (picks(found), picks(expected));
+    let mut pairs = found.iter().zip(&expected);
     pairs.try_for_each(|(found, expected)| same_pick("a drafted token", found, expected))
 }
 
 fn check_cached(
     whole: &dyn Executable,
     batch: &DraftBatch,
-    found: &[Vec<Pick>],
+    found: &[Drafted],
 ) -> Result<(), Trouble> {
-    for (ask, found) in batch.segments.iter().zip(found) {
+    for (ask, Drafted { picks: found, steps }) in batch.segments.iter().zip(found) {
+        if !(found.len() as u32..=ask.steps).contains(steps) {
+            let detail = format!("{steps} steps, {} asked, for {} tokens", ask.steps, found.len());
+            return Err(Trouble::Answer(detail));
+        }
         let segment = &ask.segment;
         let rows = segment.base as usize + segment.tokens.len();
         let cached = whole.cached(segment.sequence) as usize;
@@ -248,22 +255,23 @@ fn stopped(device: &mut dyn Device, model: &Model) -> Result<(), Trouble> {
     let warm = Sampling { temperature: 1.0, seed: 5, ..Sampling::default() };
     let batch = drafts(model, &warm);
     let free = whole.draft(&batch)?;
-    let stop = free[0][2].token;
-    let until_stop = |draft: &[Pick]| {
-        let end = draft.iter().position(|p| p.token == stop).map_or(draft.len(), |at| at + 1);
-        draft[..end].to_vec()
+    let stop = free[0].picks[2].token;
+    let until_stop = |Drafted { picks, steps }: &Drafted| {
+        let end = picks.iter().position(|p| p.token == stop).map_or(picks.len(), |at| at + 1);
+        Drafted { picks: picks[..end].to_vec(), steps: *steps }
     };
     let stopping = DraftBatch { stop_tokens: Arc::new([stop]), ..batch.clone() };
     let found = whole.draft(&stopping)?;
-    same_drafts(&found, &free.iter().map(|d| until_stop(d)).collect::<Vec<_>>())?;
+    same_drafts(&found, &free.iter().map(until_stop).collect::<Vec<_>>())?;
     check_cached(&*whole, &stopping, &found)?;
     let mut doubting = batch;
     for (ask, free) in doubting.segments.iter_mut().zip(&free) {
-        ask.probability_min = free.iter().map(|p| p.probability).fold(0.0, f32::max) * 0.99;
+        ask.probability_min = free.picks.iter().map(|p| p.probability).fold(0.0, f32::max) * 0.99;
     }
-    let confident = |draft: &Vec<Pick>, least: f32| {
-        let doubt = draft.iter().skip(1).position(|p| p.probability < least);
-        draft[..doubt.map_or(draft.len(), |at| at + 1)].to_vec()
+    let confident = |Drafted { picks, steps }: &Drafted, least: f32| {
+        let doubt = picks.iter().skip(1).position(|p| p.probability < least);
+        let picks = picks[..doubt.map_or(picks.len(), |at| at + 1)].to_vec();
+        Drafted { picks, steps: *steps }
     };
     let expected: Vec<_> = free
         .iter()

@@ -12,7 +12,8 @@ use super::rehearsal::{Ahead, Key, Rehearsal};
 use super::stage::Stage;
 use super::state::{DRAFT_STEPS_MAX, HeadRow, Row, State};
 use crate::batch::{
-    Activations, Batch, DraftBatch, DraftSegment, Output, Pick, Picked, Segment, SequenceId, Want,
+    Activations, Batch, DraftBatch, DraftSegment, Drafted, Output, Pick, Picked, Segment,
+    SequenceId, Want,
 };
 use crate::device::{DeviceError, Executable, MemoryUse, SlotLimits, draft_step_by_step};
 use crate::graph::Subgraph;
@@ -61,7 +62,44 @@ impl GpuExecutable {
         let (rehearsal, scratch) = (Rehearsal::default(), sampling::Scratch::default());
         let mut prepared = Self { stage, limits, slots, readback, rehearsal, scratch };
         prepared.warm_up()?;
+        prepared.rehearse()?;
         Ok(prepared)
+    }
+
+    /// Encodes the passes of few rows and the drafts of few steps, so that the first of each is as quick as those that follow.
+    fn rehearse(&mut self) -> Result<(), DeviceError> {
+        let context = Arc::clone(&self.stage.context);
+        self.readback.reserve(&context, self.passes_copied().max(self.drafts_copied()))?;
+        let head = self.stage.vocabulary.is_some();
+        if self.stage.is_whole_model() {
+            for (rows, steps) in [1, 2].into_iter().flat_map(|rows| (1..=4).map(move |n| (rows, n)))
+            {
+                let (first, later) = (Extent::new(&self.stage, (rows, 1), 1), vec![1; steps - 1]);
+                let script = self.draft_script(first, &later, 1);
+                self.rehearsal.prepare(&context, Key::Draft(first, later), script)?;
+            }
+        }
+        for rows in [1, 2, 4, 8, 16] {
+            let extent = Extent::new(&self.stage, (rows, if head { rows } else { 0 }), 1);
+            let script = self.pass_script(extent);
+            self.rehearsal.prepare(&context, Key::Pass(extent), script)?;
+        }
+        Ok(())
+    }
+
+    /// Most bytes that a pass copies, whatever its rows, and a draft.
+    fn passes_copied(&self) -> u64 {
+        (self.stage.bounds.capacity * 8.max(self.stage.stream_stride * 4)) as u64
+    }
+
+    fn drafts_copied(&self) -> u64 {
+        (self.stage.bounds.picks() * 8) as u64
+    }
+
+    /// A pass whose picks, or activations where it has no head, are all that it answers.
+    fn pass_script(&self, extent: Extent) -> Script {
+        let answer = Answer { picks: 0, picked: extent.head_rows, rows: 0 };
+        self.script(extent, (extent.rows, &[]), answer)
     }
 
     /// Runs every kernel once on rows that leave no trace, so that the driver compiles them now.
@@ -284,19 +322,14 @@ impl Executable for GpuExecutable {
         let total = answer.rows + (answers * row_bytes) as u64;
         let context = Arc::clone(&self.stage.context);
         let capacity = self.stage.bounds.capacity;
-        // Whatever the rows, a pass copies at most this.
-        let most = (capacity * 8.max(stride * 4)) as u64;
-        if self.readback.reserve(&context, total.max(most))? {
+        if self.readback.reserve(&context, total.max(self.passes_copied()))? {
             self.rehearsal.clear();
         }
         if rows.len() <= capacity && wanted.iter().all(|w| !w.logits) {
             let input = input.as_ref().map(|i| i.data.as_slice());
             let extent = self.write_pass(batch, (&rows, input), (0, &wanted));
-            let head = self.stage.vocabulary.is_some();
-            let begin = if head { 0 } else { answer.rows };
-            let answer = Answer { picks: 0, picked: extent.head_rows, rows: begin };
             let mut rehearsal = std::mem::take(&mut self.rehearsal);
-            let write = || self.script(extent, (extent.rows, &[]), answer);
+            let write = || self.pass_script(extent);
             let submitted = rehearsal.submit(&context, Key::Pass(extent), write);
             self.rehearsal = rehearsal;
             let submission = submitted?;
@@ -325,24 +358,20 @@ impl Executable for GpuExecutable {
         Ok(self.output(batch, &wanted, &words))
     }
 
-    fn drafts_at_once(&self, batch: &DraftBatch) -> bool {
+    fn draft(&mut self, batch: &DraftBatch) -> Result<Vec<Drafted>, DeviceError> {
+        self.stage.context.check()?;
         let fits = |d: &DraftSegment| {
             d.steps as usize <= DRAFT_STEPS_MAX && picks_on_device(&d.segment.sampling)
         };
         let capacity = self.stage.bounds.capacity;
-        self.stage.is_whole_model()
-            && batch.segments.iter().all(fits)
+        let one_submission = batch.segments.iter().all(fits)
             && batch.segments.len() <= capacity
-            && batch.segments.iter().map(|d| d.segment.tokens.len()).sum::<usize>() <= capacity
-    }
-
-    fn draft(&mut self, batch: &DraftBatch) -> Result<Vec<Vec<Pick>>, DeviceError> {
-        self.stage.context.check()?;
-        if !self.drafts_at_once(batch) {
+            && batch.segments.iter().map(|d| d.segment.tokens.len()).sum::<usize>() <= capacity;
+        if !self.stage.is_whole_model() || !one_submission {
             let drafted = draft_step_by_step(self, batch)?;
             // A token that was too unlikely to return has cost one more row.
-            for (DraftSegment { segment, .. }, picks) in batch.segments.iter().zip(&drafted) {
-                let end = segment.base as usize + segment.tokens.len() + picks.len() - 1;
+            for (DraftSegment { segment, .. }, drafted) in batch.segments.iter().zip(&drafted) {
+                let end = segment.base as usize + segment.tokens.len() + drafted.picks.len() - 1;
                 self.slots.of(segment.sequence).tokens.truncate(end);
             }
             return Ok(drafted);
@@ -398,7 +427,7 @@ impl GpuExecutable {
     }
 
     /// Drafts in one submission: the longest drafts come first, so that the live ones of a step are a prefix.
-    fn draft_at_once(&mut self, ask: &DraftBatch) -> Result<Vec<Vec<Pick>>, DeviceError> {
+    fn draft_at_once(&mut self, ask: &DraftBatch) -> Result<Vec<Drafted>, DeviceError> {
         let mut order: Vec<usize> = (0..ask.segments.len()).collect();
         order.sort_by_key(|&i| std::cmp::Reverse(ask.segments[i].steps));
         let steps_of = |i: usize| ask.segments[i].steps as usize;
@@ -416,7 +445,7 @@ impl GpuExecutable {
         let count = order.len();
         let bytes = (steps * count * 8) as u64;
         let context = Arc::clone(&self.stage.context);
-        if self.readback.reserve(&context, (self.stage.bounds.picks() * 8) as u64)? {
+        if self.readback.reserve(&context, self.drafts_copied())? {
             self.rehearsal.clear();
         }
         let end = |(segment, &i): (&Segment, &usize)| {
@@ -433,13 +462,13 @@ impl GpuExecutable {
         self.rehearsal = rehearsal;
         let words = self.answer(vec![submitted?], bytes)?;
         let picks: &[[u32; 2]] = bytemuck::cast_slice(&words);
-        let mut drafted = vec![Vec::new(); count];
+        let mut drafted = vec![Drafted::default(); count];
         for (n, &i) in order.iter().enumerate() {
             let column = (0..steps_of(i)).map(|step| pick_of(picks[step * count + n]));
             let kept = keep(column, ask.segments[i].probability_min, &ask.stop_tokens);
             let slot = self.slots.of(batch.segments[n].sequence);
             slot.tokens.extend(kept[..kept.len() - 1].iter().map(|p| p.token));
-            drafted[i] = kept;
+            drafted[i] = Drafted { picks: kept, steps: ask.segments[i].steps };
         }
         Ok(drafted)
     }

@@ -52,6 +52,21 @@ impl Rehearsal {
         submitted
     }
 
+    /// Keeps a script that is likely to be wanted, encoded. What does not fit beside the others is left out.
+    pub(super) fn prepare(
+        &mut self,
+        context: &Context,
+        key: Key,
+        script: Script,
+    ) -> Result<(), DeviceError> {
+        if self.kept.len() < KEPT_MAX && self.kept.iter().all(|kept| kept.key != key) {
+            let pieces = (0..script.pieces()).map(|piece| script.encode(context, piece));
+            let ahead = pieces.collect::<Result<_, _>>()?;
+            self.kept.push(Kept { key, script, ahead });
+        }
+        Ok(())
+    }
+
     /// Encodes one more piece of what was submitted last, for its next time. Says whether there was one.
     pub(super) fn encode_ahead(&mut self, context: &Context) -> Result<Ahead, DeviceError> {
         let Some(Kept { script, ahead, .. }) = self.kept.last_mut() else { return Ok(Ahead::Done) };

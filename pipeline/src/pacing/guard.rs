@@ -170,8 +170,11 @@ impl Guard {
             GuardState::On => self.balance = (self.balance + earned).min(CREDIT),
             GuardState::Trial => {}
             GuardState::Off => {
-                self.balance = (self.balance + earned).min(TRIAL + 1.0);
-                self.reading = (self.reading + READING.0 * f64::from(tokens)).min(READING.1);
+                let all = self.balance + earned;
+                self.balance = all.min(TRIAL + 1.0);
+                // What a full account has no room for goes into reading: a long text would be missed faster than it is read.
+                let reading = READING.0 * f64::from(tokens) + all - self.balance;
+                self.reading = (self.reading + reading).min(READING.1);
                 self.waited = self.waited.saturating_add(tokens);
                 let due = self.waited >= self.wait || catch_up > CATCH_UP_MAX / 2.0;
                 let spare = (self.balance - TRIAL).max(0.0) + self.reading.max(0.0);

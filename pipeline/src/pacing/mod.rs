@@ -35,15 +35,6 @@ use outrider_plans::mode::DRAFT_TOKENS_MAX;
 use times::{DraftTimes, PassTimes, Recent};
 use worth::{AtStake, Rates};
 
-/// Times that were measured before, so that the first requests are not decoded by guesses.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct KnownTimes {
-    /// Rows and nanoseconds of passes of the target.
-    pub passes: Vec<(u32, u64)>,
-    /// Nanoseconds of a draft's step.
-    pub draft_step_ns: Option<u64>,
-}
-
 /// Whether the models have units of their own, as the pacer sees it: a draft beside the target costs it no time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rhythm {
@@ -131,6 +122,9 @@ pub struct Pacer {
     quiet: PassTimes,
     busy: PassTimes,
     drafts: DraftTimes,
+    /// Whether the draft runs all steps that it is asked for, as a device does that is given them at once. Until it was seen to
+    /// stop, it is not expected to.
+    runs_on: bool,
     guards: Guards,
     target: Option<Under<TargetJob>>,
     draft: Option<Under<DraftJob>>,
@@ -148,35 +142,22 @@ pub struct Pacer {
     doubtful: bool,
     /// Tokens since a draft was made.
     idle: u32,
+    /// Drafts that are still to be made whatever is known of them, so that something is.
+    tries: u32,
     depths: [u64; DRAFT_TOKENS_MAX as usize + 1],
 }
 
-impl Pacer {
-    /// Passes without drafts in a row, to know what the target alone takes; and of those in doubt.
-    const PROBES: u32 = 5;
-    const PROBES_SURE: u32 = 15;
-    /// Jobs of a draft after which its time is believed, and tokens without a draft after which it is not any more.
-    const JOBS_SURE: usize = 3;
-    const IDLE_MAX: u32 = 384;
-    /// Judged tokens after which a draft is known, and what a cycle may lose before, in tokens.
-    const JUDGED_SURE: u64 = 32;
-    const UNSURE: f64 = 1.5;
-    /// What the account keeps when drafts read text that they have missed, in tokens.
-    const KEPT: f64 = 3.0;
-    /// Tokens after which they are measured anew, and after which they are if the machine's speed has changed.
-    const PROBE_EVERY: u32 = 512;
-    const PROBE_AGAIN: u32 = 48;
-
-    /// A pacer that has seen nothing but these times.
-    pub fn new(known: &KnownTimes) -> Self {
-        let quiet = PassTimes::new(&known.passes);
+impl Default for Pacer {
+    /// One that has seen nothing.
+    fn default() -> Self {
         Self {
             now_ns: 0,
             calibration: Calibration::default(),
-            probes: if quiet.at(1).is_some() { 0 } else { Self::PROBES },
-            quiet,
-            busy: PassTimes::new(&[]),
-            drafts: DraftTimes::new(known.draft_step_ns),
+            probes: Self::PROBES,
+            quiet: PassTimes::default(),
+            busy: PassTimes::default(),
+            drafts: DraftTimes::default(),
+            runs_on: true,
             guards: Guards::default(),
             target: None,
             draft: None,
@@ -187,9 +168,32 @@ impl Pacer {
             since_probe: 0,
             doubtful: false,
             idle: 0,
+            tries: Self::TRIES.0,
             depths: [0; DRAFT_TOKENS_MAX as usize + 1],
         }
     }
+}
+
+impl Pacer {
+    /// Passes without drafts in a row, to know what the target alone takes; and of those in doubt.
+    const PROBES: u32 = 5;
+    const PROBES_SURE: u32 = 15;
+    /// Jobs of a draft after which its time is believed.
+    const JOBS_SURE: usize = 3;
+    /// Drafts that are made to learn what they are worth: at first, and after so many tokens without one. (Two tokens of three that
+    /// were right say little of a draft that is right nine times of ten, and whoever stops there learns no more.)
+    const TRIES: (u32, u32) = (12, 4);
+    const IDLE_MAX: u32 = 384;
+    /// Rows of missed text that tell what a row takes: once steps are known, and before.
+    const ROWS: (u32, u32) = (4, 16);
+    /// Judged tokens after which a draft is known, and what a cycle may lose before, in tokens.
+    const JUDGED_SURE: u64 = 32;
+    const UNSURE: f64 = 1.5;
+    /// What the account keeps when drafts read text that they have missed, in tokens.
+    const KEPT: f64 = 3.0;
+    /// Tokens after which they are measured anew, and after which they are if the machine's speed has changed.
+    const PROBE_EVERY: u32 = 512;
+    const PROBE_AGAIN: u32 = 48;
 
     /// Time has passed. Times that run backwards count as the latest seen.
     pub(crate) fn at(&mut self, now_ns: u64) {
@@ -213,20 +217,27 @@ impl Pacer {
         self.draft = Some(Under { job, since_ns: self.now_ns });
     }
 
-    /// The draft answers after `steps` passes of its own.
-    pub(crate) fn draft_ends(&mut self, steps: u32) {
+    /// The draft answers after `steps` passes of its own; `stops` tells whether it stopped where it could have, if it could.
+    pub(crate) fn draft_ends(&mut self, steps: u32, stops: Option<bool>) {
         let Some(Under { job, since_ns }) = self.draft.take() else { return };
+        self.runs_on = stops.map_or(self.runs_on, |stops| !stops);
+        self.tries = self.tries.saturating_sub(1);
         let took_ns = self.now_ns - since_ns;
         let DraftJob { sequences, missed } = job;
         let took = took_ns as f64;
-        if missed >= 16 {
+        let seen = self.drafts.seen();
+        if seen == 0 {
+            // Both at once by a guess: whoever takes all of it for rows, or all of it for steps, drafts no more.
+            let rows = took * few_rows(missed, steps);
+            self.drafts.note(sequences, steps, (took - rows) as u64);
+        }
+        // A few rows say little of what a row takes while steps are hardly known, but must not pass for steps.
+        let telling = if seen < Self::JOBS_SURE { Self::ROWS.1 } else { Self::ROWS.0 };
+        if missed >= telling {
             self.drafts.note_missed(missed, (sequences, steps), took_ns);
-        } else {
-            // A few rows say little of what a row takes, but must not pass for steps.
-            let known = self.drafts.seen() > 0;
-            let guess = took * few_rows(missed, steps);
-            let rows = if known { self.drafts.missed(missed) } else { guess };
-            self.drafts.note(sequences, steps, (took - rows.min(0.5 * took)) as u64);
+        } else if seen > 0 {
+            let rows = self.drafts.missed(missed).min(0.5 * took);
+            self.drafts.note(sequences, steps, (took - rows) as u64);
         }
         let took_ns = took;
         let reading_ns = self.drafts.missed(missed).min(took_ns);
@@ -261,6 +272,9 @@ impl Pacer {
             self.busy.note(job.rows, took_ns);
         }
         self.idle = self.idle.saturating_add(tokens);
+        if self.idle >= Self::IDLE_MAX {
+            self.tries = self.tries.max(Self::TRIES.1);
+        }
         let plain_pass = self.undisturbed && job.offered == 0;
         self.count_probe(plain_pass, tokens, (job.rows, job.company));
         let (Some(start_ns), Some(pass_ns)) = (span.since_ns, self.quiet.at(job.company)) else {
@@ -344,7 +358,7 @@ impl Pacer {
     pub(crate) fn moved(&mut self) {
         let (calibration, depths, brought) = (self.calibration.clone(), self.depths, self.brought);
         let (target, draft, now_ns) = (self.target, self.draft, self.now_ns);
-        let fresh = Self::new(&KnownTimes::default());
+        let fresh = Self::default();
         *self = Self { calibration, depths, brought, target, draft, now_ns, ..fresh };
     }
 
@@ -399,10 +413,13 @@ impl Pacer {
         };
         // The first jobs of a draft may have been held up, and what was measured long ago may be true no longer: as if
         // nothing were known, it is tried again.
-        let doubtful = self.drafts.seen() < Self::JOBS_SURE || self.idle >= Self::IDLE_MAX;
+        let doubtful = self.drafts.seen() < Self::JOBS_SURE || self.tries > 0;
         let rates = Rates {
             passes,
             draft: self.drafts.at(company).filter(|_| !doubtful),
+            // Jobs of one length do not tell what starting one takes.
+            steps_unknown: 1 + self.tries % 2,
+            to_the_point: self.runs_on && self.drafts.tells_apart(company),
             turn_ns: self.turn_ns(),
             rhythm,
             calibration: &self.calibration,

@@ -85,7 +85,7 @@ impl<const N: usize> Recent<N> {
 }
 
 /// Time of a target's pass by its number of rows.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct PassTimes {
     entries: [Usual; ENTRIES],
 }
@@ -95,12 +95,11 @@ impl PassTimes {
     const ROW_SHARE: f64 = 0.1;
     /// A machine that has become so much slower or faster is measured anew.
     const DRIFT: f64 = 1.25;
-    /// Starts from times that were measured before: rows and nanoseconds.
-    pub(crate) fn new(known: &[(u32, u64)]) -> Self {
-        let mut times = Self { entries: [Usual::default(); ENTRIES] };
-        for &(rows, ns) in known.iter().filter(|(rows, ns)| *rows > 0 && *ns > 0) {
-            times.note(rows, ns);
-        }
+    /// After one pass of each of these: rows and nanoseconds.
+    #[cfg(test)]
+    pub(crate) fn of(passes: &[(u32, u64)]) -> Self {
+        let mut times = Self::default();
+        passes.iter().for_each(|(rows, ns)| times.note(*rows, *ns));
         times
     }
 
@@ -253,11 +252,18 @@ impl Moments {
         DraftTime { start_ns: start_ns * self.pace(), step_ns: step_ns * self.pace() }
     }
 
+    /// Whether there were jobs of different lengths.
+    fn tells_apart(&self) -> bool {
+        self.weight >= 8.0 && self.steps_variance > 0.2
+    }
+
     /// Jobs of different lengths tell the start from the steps; without them, all of it is steps.
     fn usual(&self) -> DraftTime {
         let mean = self.ns / self.steps.max(1.0);
-        let told_apart = self.weight >= 8.0 && self.steps_variance > 0.2;
-        let slope = if told_apart { self.covariance / self.steps_variance } else { mean };
+        let slope = match self.tells_apart() {
+            true => self.covariance / self.steps_variance,
+            false => mean,
+        };
         let step_ns = slope.clamp(0.5 * mean, mean);
         DraftTime { start_ns: (self.ns - step_ns * self.steps).max(0.0), step_ns }
     }
@@ -278,16 +284,6 @@ pub(crate) struct DraftTimes {
 }
 
 impl DraftTimes {
-    /// Starts from a step that was measured before, in nanoseconds.
-    pub(crate) fn new(step_ns: Option<u64>) -> Self {
-        let mut times = Self::default();
-        if let Some(ns) = step_ns.filter(|ns| *ns > 0) {
-            times.company[0] =
-                Moments { weight: 2.0, steps: 1.0, ns: ns as f64, ..Default::default() };
-        }
-        times
-    }
-
     /// A job of so many sequences and steps took so long.
     pub(crate) fn note(&mut self, sequences: u32, steps: u32, ns: u64) {
         self.company[class_of(sequences)].note(f64::from(steps.max(1)), (ns as f64).max(1.0));
@@ -302,6 +298,11 @@ impl DraftTimes {
     /// Jobs of so many sequences that were seen, or of the number of them that most is known of.
     pub(crate) fn seen(&self) -> usize {
         self.company.iter().map(|moments| moments.ratios.len).max().unwrap_or(0)
+    }
+
+    /// Whether jobs of so many sequences were of different lengths, which tells what starting one takes.
+    pub(crate) fn tells_apart(&self, sequences: u32) -> bool {
+        self.company[class_of(sequences)].tells_apart()
     }
 
     /// Time to read `rows` rows of missed text.
@@ -354,7 +355,7 @@ mod tests {
 
     #[test]
     fn a_table_of_passes_is_learnt_between_and_beyond_its_entries() {
-        let mut times = PassTimes::new(&[]);
+        let mut times = PassTimes::default();
         assert_eq!(times.at(3), None);
         for _ in 0..60 {
             for (rows, ns) in [(1, 1000), (5, 1400), (9, 2200)] {
@@ -370,7 +371,7 @@ mod tests {
 
     #[test]
     fn a_machine_that_slows_down_is_noticed() {
-        let mut times = PassTimes::new(&[]);
+        let mut times = PassTimes::default();
         for _ in 0..20 {
             times.note(1, 1000);
             times.note(5, 1500);
@@ -389,14 +390,14 @@ mod tests {
 
     #[test]
     fn contradictions_are_pooled() {
-        let times = PassTimes::new(&[(1, 1000), (2, 900), (3, 1100)]);
+        let times = PassTimes::of(&[(1, 1000), (2, 900), (3, 1100)]);
         close(times.at(1).unwrap(), 950.0);
         close(times.at(2).unwrap(), 950.0);
     }
 
     #[test]
     fn a_long_wait_is_not_the_time_of_a_pass() {
-        let mut times = PassTimes::new(&[]);
+        let mut times = PassTimes::default();
         (0..30).for_each(|_| times.note(1, 1000));
         times.note(1, 1_000_000);
         assert!(times.at(1).unwrap() < 1050.0);
@@ -406,7 +407,7 @@ mod tests {
     #[test]
     fn a_first_job_that_was_held_up_is_forgotten_by_the_third() {
         for held_up in 0..3 {
-            let (mut passes, mut drafts) = (PassTimes::new(&[]), DraftTimes::default());
+            let (mut passes, mut drafts) = (PassTimes::default(), DraftTimes::default());
             for i in 0..3 {
                 let more = if i == held_up { 20 } else { 1 };
                 passes.note(1, 1000 * more);
@@ -421,7 +422,7 @@ mod tests {
     /// rows takes over one of fewer.
     #[test]
     fn jobs_that_are_held_up_now_and_then_change_little() {
-        let (mut passes, mut drafts) = (PassTimes::new(&[]), DraftTimes::default());
+        let (mut passes, mut drafts) = (PassTimes::default(), DraftTimes::default());
         for i in 0..400u64 {
             let more = |i: u64| if i * 7 % 8 == 3 { 20 } else { 1 };
             passes.note(1, 1000 * more(i));

@@ -1,7 +1,8 @@
 //! The stop rule: which tokens are worth a draft's step, and which a row of the pass.
 //!
-//! Of the depths that a draft could have, the best one's rate is `S`. From it follow two floors for each place in a draft:
-//! a token is worth drafting if the probability that it and all before it are right exceeds `S (c + v)`, and, once it is
+//! Of the depths that a draft could have, the best one's rate is `S`, for each sequence by how right its own drafts are: one whose
+//! drafts are worse has worse rounds to come, too, and little to lose by a draft. From it follow two floors for each place in a
+//! draft: a token is worth drafting if the probability that it and all before it are right exceeds `S (c + v)`, and, once it is
 //! drafted, worth a row if that exceeds `S v`. *Invariant:* floors never fall from a place to the next, so the first token
 //! below its floor ends the draft.
 
@@ -56,6 +57,10 @@ pub(crate) struct Tail<'a> {
 pub(super) struct Rates<'a> {
     pub(super) passes: &'a PassTimes,
     pub(super) draft: Option<DraftTime>,
+    /// Most tokens of a draft that is not.
+    pub(super) steps_unknown: u32,
+    /// Whether no more steps are asked for than are worth it: the draft runs them all, and there is nothing to learn from more.
+    pub(super) to_the_point: bool,
     pub(super) turn_ns: f64,
     pub(super) rhythm: Rhythm,
     pub(super) calibration: &'a Calibration,
@@ -85,15 +90,42 @@ pub(crate) struct Allowance {
     pub(crate) reading: (u32, u32),
 }
 
+/// What rounds take whose drafts are 0, 1, and so on tokens long.
+#[derive(Clone, Debug, PartialEq)]
+struct Rounds {
+    company: f64,
+    times_ns: Vec<f64>,
+}
+
+impl Rounds {
+    /// The rate of the best depth, in tokens of all sequences, if the tokens of one of them are right `trust` times as often as usual.
+    fn best(&self, calibration: &Calibration, trust: f64) -> f64 {
+        let (mut best, mut others, mut own) = (0.0, 0.0, 0.0);
+        let (mut right, mut own_right) = (1.0, 1.0);
+        for (place, time_ns) in (0..).zip(&self.times_ns) {
+            others += right;
+            own += own_right;
+            best = f64::max(best, ((self.company - 1.0) * others + own) / time_ns);
+            let next = calibration.of_place(place);
+            right *= next;
+            own_right *= (next * trust).min(0.999);
+        }
+        best
+    }
+}
+
 /// What drafts are worth at present.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Prospects {
-    draft_floors: [f64; PLACES],
-    row_floors: [f64; PLACES],
-    /// What starting a draft job costs a sequence, in tokens.
-    start: f64,
+    rounds: Rounds,
+    /// What each place adds to a pass, for each sequence; what a step of the draft takes of its time, and starting a job.
+    row_ns: [f64; PLACES],
+    step_ns: f64,
+    start_ns: f64,
     /// Most tokens of one job.
     steps_max: u32,
+    /// Further tokens are asked for as long as they are worth this share of what makes one worth its step.
+    room: f64,
     allowance: Allowance,
     /// What the first pass after a rejection waits for.
     wait: u32,
@@ -102,14 +134,17 @@ pub struct Prospects {
 impl Prospects {
     /// Without a measured draft, a step is taken for this share of a pass, and few are asked for.
     const STEP_SHARE: f64 = 0.1;
-    const STEPS_UNKNOWN: u32 = 1;
+    /// What a draft that stops by itself is asked for beyond what it is expected to do.
+    const ROOM: f64 = 0.5;
 
     pub(super) fn new(rates: &Rates<'_>, company: u32, rows_max: u32, at_stake: AtStake) -> Self {
         let nothing = Self {
-            draft_floors: [f64::INFINITY; PLACES],
-            row_floors: [f64::INFINITY; PLACES],
-            start: 0.0,
+            rounds: Rounds { company: f64::from(company), times_ns: Vec::new() },
+            row_ns: [f64::INFINITY; PLACES],
+            step_ns: 0.0,
+            start_ns: 0.0,
             steps_max: 0,
+            room: if rates.to_the_point { 1.0 } else { Self::ROOM },
             allowance: Allowance { drafters: 0, steps: 0, reading: (0, 0) },
             wait: 0,
         };
@@ -126,28 +161,24 @@ impl Prospects {
         let width = |g: usize| rates.passes.at(company * (g as u32 + 1)).unwrap_or(pass_ns);
         let passes: Vec<f64> = (0..=deepest).map(width).collect();
         let hull = convex_below(&passes);
-        let (mut best, mut expected, mut survival) = (many / (pass_ns + rates.turn_ns), 1.0, 1.0);
-        for (g, hull_ns) in hull.iter().enumerate().skip(1) {
-            survival *= rates.calibration.of_place(g as u32 - 1);
-            expected += survival;
-            let steps = g as f64;
-            let time = match rates.rhythm {
-                Rhythm::Alternating => hull_ns + draft.of(steps),
-                Rhythm::Overlapping => hull_ns.max(draft.of(steps)),
-            };
-            best = f64::max(best, many * expected / (time + rates.turn_ns));
-        }
+        let time = |(depth, hull_ns): (usize, &f64)| {
+            let drafts_ns = if depth == 0 { 0.0 } else { draft.of(depth as f64) };
+            rates.turn_ns
+                + match rates.rhythm {
+                    Rhythm::Alternating => hull_ns + drafts_ns,
+                    Rhythm::Overlapping => hull_ns.max(drafts_ns),
+                }
+        };
         let mut prospects = nothing;
+        prospects.rounds.times_ns = hull.iter().enumerate().map(time).collect();
         for g in 0..deepest {
-            let row_ns = (hull[g + 1] - hull[g]) / many;
-            prospects.row_floors[g] = best * row_ns;
-            prospects.draft_floors[g] = best * (row_ns + own_time.step_ns / many);
+            prospects.row_ns[g] = (hull[g + 1] - hull[g]) / many;
         }
-        prospects.start = best * own_time.start_ns / many;
+        (prospects.step_ns, prospects.start_ns) =
+            (own_time.step_ns / many, own_time.start_ns / many);
         prospects.steps_max =
-            if rates.draft.is_some() { DRAFT_TOKENS_MAX } else { Self::STEPS_UNKNOWN };
-        prospects.wait =
-            worth_waiting(rates.calibration, (pass_ns, draft), (best / many, &prospects));
+            if rates.draft.is_some() { DRAFT_TOKENS_MAX } else { rates.steps_unknown };
+        prospects.wait = worth_waiting(rates.calibration, (pass_ns, draft), &hull);
         let delay = match rates.rhythm {
             Rhythm::Alternating => u32::MAX,
             Rhythm::Overlapping => prospects.wait,
@@ -160,7 +191,7 @@ impl Prospects {
         let (drafters, mut steps) =
             allowance(at_stake, rates.calibration.of_place(0), rows_max, loss);
         if rates.draft.is_none() {
-            steps = steps.min(Self::STEPS_UNKNOWN);
+            steps = steps.min(rates.steps_unknown);
         }
         let row = many * at_stake.row_missed_ns / (pass_ns + rates.turn_ns);
         // Conversion saturates: a row that costs nothing is read without limit.
@@ -177,14 +208,18 @@ impl Prospects {
 
     /// How far a sequence's draft may go from here.
     pub(crate) fn reach(&self, calibration: &Calibration, tail: Tail<'_>) -> Reach {
+        if self.rounds.times_ns.is_empty() {
+            return Reach::NONE;
+        }
         let trust = tail.trust.factor();
+        let best = self.rounds.best(calibration, trust);
         let right = |confidence: &f32| {
             (calibration.of_confidence(tail.noise, *confidence) * trust).min(0.999)
         };
         let (mut survival, mut offer) = (1.0, 0);
-        for (confidence, floor) in tail.confidences.iter().zip(&self.row_floors) {
+        for (confidence, row_ns) in tail.confidences.iter().zip(&self.row_ns) {
             survival *= right(confidence);
-            if survival >= *floor && offer < PLACES as u32 {
+            if survival >= best * row_ns && offer < PLACES as u32 {
                 offer += 1;
             } else {
                 break;
@@ -192,23 +227,33 @@ impl Prospects {
         }
         // A token that is not offered leaves nothing to hope for behind it.
         let all: f64 = tail.confidences.iter().map(right).product();
-        let steps = self.steps(calibration, (&tail, trust), all);
+        let steps = self.steps(calibration, (&tail, trust), (all, best));
         let first = tail.confidences.len().min(PLACES - 1);
-        let needed = self.draft_floors[first] / (all * trust).max(1e-9);
+        let needed = self.draft_floor(first, best) / (all * trust).max(1e-9);
         let probability_min = calibration.confidence_for(tail.noise, needed.min(1.0)).min(1.0);
         Reach { steps, offer, wait: self.wait, probability_min, ..Reach::UNLIMITED }
     }
 
-    /// Tokens that are worth asking for at once: those that are expected to be worth it, with some room for a draft that
-    /// turns out surer than usual. (The device stops by itself where it is not.)
-    fn steps(&self, calibration: &Calibration, (tail, trust): (&Tail<'_>, f64), all: f64) -> u32 {
+    /// How likely a token at this place must be right to be worth drafting.
+    fn draft_floor(&self, place: usize, best: f64) -> f64 {
+        best * (self.row_ns[place] + self.step_ns)
+    }
+
+    /// Tokens that are worth asking for at once: those that are expected to be worth it, and where the draft stops by itself
+    /// some room for one that turns out surer than usual.
+    fn steps(
+        &self,
+        calibration: &Calibration,
+        (tail, trust): (&Tail<'_>, f64),
+        (all, best): (f64, f64),
+    ) -> u32 {
         let drafted = tail.confidences.len();
         let (mut survival, mut steps, mut gain) = (all, 0u32, 0.0);
         for place in drafted..PLACES {
             let next = calibration.of_place(tail.place + place as u32) * trust;
             survival *= next.min(0.999);
-            let floor = self.draft_floors[place];
-            let enough = if steps == 0 { floor } else { floor / 2.0 };
+            let floor = self.draft_floor(place, best);
+            let enough = if steps == 0 { floor } else { self.room * floor };
             if survival <= enough || steps == self.steps_max {
                 break;
             }
@@ -216,7 +261,7 @@ impl Prospects {
             gain += (survival - floor).max(0.0);
         }
         let allowed = self.allowance.steps.saturating_sub(drafted as u32);
-        if gain > self.start { steps.min(allowed) } else { 0 }
+        if gain > best * self.start_ns { steps.min(allowed) } else { 0 }
     }
 }
 
@@ -247,10 +292,10 @@ fn allowance(
 fn worth_waiting(
     calibration: &Calibration,
     (pass_ns, draft): (f64, DraftTime),
-    (rate, prospects): (f64, &Prospects),
+    passes: &[f64],
 ) -> u32 {
     let (mut survival, mut wait) = (1.0, 0);
-    for place in 0..4u32 {
+    for (place, rows) in (0..4).zip(passes.windows(2)) {
         let a = calibration.of_place(place).min(0.999);
         survival *= a;
         // tau a^(g0+1) (1 - a) / (1 - a^n) with passes that take what is drafted beside them.
@@ -258,7 +303,7 @@ fn worth_waiting(
             (pass_ns / draft.step_ns.max(1.0)).clamp(1.0, f64::from(DRAFT_TOKENS_MAX)) as u32;
         let rounds = (1.0 - a) / (1.0 - outrider_plans::cost::formula::power(a, each));
         let brings_ns = pass_ns * survival * rounds;
-        let waits_ns = draft.step_ns + prospects.row_floors[place as usize] / rate.max(1e-12);
+        let waits_ns = draft.step_ns + rows[1] - rows[0];
         if brings_ns <= waits_ns {
             break;
         }
@@ -315,10 +360,18 @@ mod tests {
     }
 
     fn reach(calibration: &Calibration, times: (&[(u32, u64)], f64), company: u32) -> Reach {
-        let passes = PassTimes::new(times.0);
+        let passes = PassTimes::of(times.0);
         let draft = Some(DraftTime { start_ns: 10.0, step_ns: times.1 });
         let rhythm = Rhythm::Alternating;
-        let rates = Rates { passes: &passes, draft, turn_ns: 0.0, rhythm, calibration };
+        let rates = Rates {
+            passes: &passes,
+            draft,
+            steps_unknown: 1,
+            to_the_point: false,
+            turn_ns: 0.0,
+            rhythm,
+            calibration,
+        };
         let (trust, noise) = (Trust::default(), Noise::Greedy);
         let tail = Tail { confidences: &[], place: 0, trust, noise };
         Prospects::new(&rates, company, 128, plenty(company)).reach(calibration, tail)
@@ -354,11 +407,18 @@ mod tests {
     #[test]
     fn doubt_ends_what_is_offered() {
         let calibration = Calibration::default();
-        let passes = PassTimes::new(FLAT);
+        let passes = PassTimes::of(FLAT);
         let draft = Some(DraftTime { start_ns: 0.0, step_ns: 80.0 });
         let rhythm = Rhythm::Overlapping;
-        let rates =
-            Rates { passes: &passes, draft, turn_ns: 0.0, rhythm, calibration: &calibration };
+        let rates = Rates {
+            passes: &passes,
+            draft,
+            steps_unknown: 1,
+            to_the_point: false,
+            turn_ns: 0.0,
+            rhythm,
+            calibration: &calibration,
+        };
         let prospects = Prospects::new(&rates, 1, 128, plenty(1));
         let offered = |confidences: &[f32]| {
             let (trust, noise) = (Trust::default(), Noise::Greedy);
@@ -372,11 +432,18 @@ mod tests {
     /// The less may be lost, the fewer draft, and the fewer tokens each.
     #[test]
     fn what_may_be_lost_bounds_who_drafts_and_how_far() {
-        let (calibration, passes) = (calibration(80), PassTimes::new(FLAT));
+        let (calibration, passes) = (calibration(80), PassTimes::of(FLAT));
         let draft = Some(DraftTime { start_ns: 10.0, step_ns: 80.0 });
         let rhythm = Rhythm::Alternating;
-        let rates =
-            Rates { passes: &passes, draft, turn_ns: 0.0, rhythm, calibration: &calibration };
+        let rates = Rates {
+            passes: &passes,
+            draft,
+            steps_unknown: 1,
+            to_the_point: false,
+            turn_ns: 0.0,
+            rhythm,
+            calibration: &calibration,
+        };
         let allowance = |tokens_max, drafters_max| {
             let at_stake = AtStake { tokens_max, drafters_max, ..plenty(8) };
             let Allowance { drafters, steps, reading } =

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use outrider_devices::{Batch, DraftBatch, DraftSegment, Pick, SequenceId};
+use outrider_devices::{Batch, DraftBatch, DraftSegment, Drafted, Pick, SequenceId};
 use outrider_plans::cost::{Before, DraftShape, PassShape, Piece, PlanTimes, SampleText};
 
 /// An answer, and the time that it took.
@@ -21,8 +21,8 @@ pub trait Players {
     fn begin(&mut self, sequence: SequenceId, text: &SampleText);
     /// A pass of the target: one pick for each wanted row.
     fn target(&mut self, batch: &Batch, before: Before) -> Answer<Vec<Pick>>;
-    /// A draft job: the drafted tokens of each segment.
-    fn draft(&mut self, batch: &DraftBatch, before: Before) -> Answer<Vec<Vec<Pick>>>;
+    /// A draft job: what comes of each segment.
+    fn draft(&mut self, batch: &DraftBatch, before: Before) -> Answer<Vec<Drafted>>;
     /// A text has ended.
     fn end(&mut self, sequence: SequenceId);
 }
@@ -89,16 +89,19 @@ impl Players for Recorded<'_> {
         Answer { answer: picks, pieces: self.times.target_pass(shape) }
     }
 
-    fn draft(&mut self, batch: &DraftBatch, before: Before) -> Answer<Vec<Vec<Pick>>> {
+    fn draft(&mut self, batch: &DraftBatch, before: Before) -> Answer<Vec<Drafted>> {
         let mut further: Vec<u32> = Vec::new();
         let mut drafted = Vec::with_capacity(batch.segments.len());
         for segment in &batch.segments {
             let text = self.texts.get_mut(&segment.segment.sequence).expect("it was begun");
-            let (picks, steps) = text.draft(segment, &batch.stop_tokens, self.end_of_text);
-            let steps = if self.times.drafts_at_once() { segment.steps as usize } else { steps };
+            let mut came = text.draft(segment, &batch.stop_tokens, self.end_of_text);
+            if self.times.drafts_at_once() {
+                came.steps = segment.steps;
+            }
+            let steps = came.steps as usize;
             further.resize(further.len().max(steps - 1), 0);
             further[..steps - 1].iter_mut().for_each(|sequences| *sequences += 1);
-            drafted.push(picks);
+            drafted.push(came);
         }
         let rows = batch.segments.iter().map(|s| s.segment.tokens.len() as u32).sum();
         let first = PassShape {
@@ -116,8 +119,8 @@ impl Players for Recorded<'_> {
 }
 
 impl Memory {
-    /// Drafted tokens, and the steps that were run for them.
-    fn draft(&mut self, ask: &DraftSegment, stop: &[u32], end_of_text: u32) -> (Vec<Pick>, usize) {
+    /// A draft that runs step after step.
+    fn draft(&mut self, ask: &DraftSegment, stop: &[u32], end_of_text: u32) -> Drafted {
         let segment = &ask.segment;
         self.agreed = self.agreed.min(segment.base as usize);
         for (i, token) in segment.tokens.iter().enumerate() {
@@ -129,7 +132,7 @@ impl Memory {
         let mut position = segment.base as usize + segment.tokens.len();
         let mut picks: Vec<Pick> = Vec::new();
         let mut steps = 0;
-        while steps < ask.steps as usize {
+        while steps < ask.steps {
             steps += 1;
             let guess = position.checked_sub(self.prompt).and_then(|i| self.guesses.get(i));
             let (token, probability) = guess.copied().unwrap_or((end_of_text, 1.0));
@@ -145,6 +148,6 @@ impl Memory {
                 break;
             }
         }
-        (picks, steps)
+        Drafted { picks, steps }
     }
 }

@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use outrider_devices::{Batch, DraftBatch, Pick, SequenceId};
+use outrider_devices::{Batch, DraftBatch, Drafted, Pick, SequenceId};
 use outrider_plans::{Caches, ModelRole};
 
 use super::Units;
@@ -50,8 +50,8 @@ pub enum Event {
     DraftDone {
         /// Which.
         ticket: Ticket,
-        /// The drafted tokens of each segment, in batch order.
-        drafted: Vec<Vec<Pick>>,
+        /// What came of each segment, in batch order.
+        drafted: Vec<Drafted>,
     },
     /// A batch was lost. Its role pauses, as by [`Event::Pause`]; its work is given out again after
     /// [`Event::Resume`].

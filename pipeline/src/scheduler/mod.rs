@@ -26,14 +26,14 @@ mod warming;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use outrider_devices::{Pick, SequenceId};
+use outrider_devices::{Drafted, Pick, SequenceId};
 use outrider_plans::ModelRole;
 
 pub use admission::{Admission, GenerationParams, RejectReason};
 pub use event::{Action, EmittedToken, Event, FinishReason, Statistics, Takeover, Ticket};
 
 use crate::draft_policy::DraftPolicy;
-use crate::pacing::{KnownTimes, Pacer, PacingView};
+use crate::pacing::{Pacer, PacingView};
 use crate::text::{Detokenize, TextStart};
 use lane::Lane;
 use sequence::Sequence;
@@ -93,8 +93,6 @@ pub struct SchedulerConfig {
     pub units: Units,
     /// What becomes of caches.
     pub prefixes: Prefixes,
-    /// Times that were measured before.
-    pub known_times: KnownTimes,
 }
 
 /// Decodes all sequences of a service.
@@ -121,7 +119,7 @@ impl Scheduler {
         assert!(config.sequences_max > 0, "no slot for a sequence");
         assert!(config.target.rows_max > 1 && config.draft.rows_max > 1, "batches of one row");
         Self {
-            pacer: Pacer::new(&config.known_times),
+            pacer: Pacer::default(),
             config,
             detokenizers,
             queue: VecDeque::new(),
@@ -268,11 +266,11 @@ impl Scheduler {
         assert!(picks.next().is_none(), "{ticket} was answered with more picks than were wanted");
     }
 
-    fn drafted(&mut self, ticket: Ticket, drafted: Vec<Vec<Pick>>) {
+    fn drafted(&mut self, ticket: Ticket, drafted: Vec<Drafted>) {
         let Some(shares) = self.draft.arrive(ticket) else { return };
         assert_eq!(shares.len(), drafted.len(), "segments in the answer to {ticket}");
-        self.pacer.draft_ends(self.steps_run(&shares, &drafted));
-        for (share, picks) in shares.into_iter().zip(drafted) {
+        self.note_drafted(&shares, &drafted);
+        for (share, Drafted { picks, .. }) in shares.into_iter().zip(drafted) {
             let sequence = self.sequences.get_mut(&share.sequence).expect("it keeps its slot");
             let outcomes = sequence.speculator.drafted(share.epoch, share.base, &picks);
             sequence.learn(&outcomes, &mut self.pacer.calibration);

@@ -2,7 +2,7 @@
 //!
 //! *Invariant:* whatever the pacer says, a sequence that is alone and has a target to run on goes on.
 
-use outrider_devices::{Batch, DraftSegment, Pick, SequenceId};
+use outrider_devices::{Batch, DraftSegment, Drafted, SequenceId};
 use outrider_plans::ModelRole;
 
 use super::lane::Share;
@@ -164,14 +164,16 @@ impl Scheduler {
         self.pacer.draft_starts(job);
     }
 
-    /// Passes that the draft has run for these answers: a draft that stopped itself has seen one token more.
-    pub(super) fn steps_run(&self, shares: &[Share], drafted: &[Vec<Pick>]) -> u32 {
-        let steps = |(share, picks): (&Share, &Vec<Pick>)| {
+    pub(super) fn note_drafted(&mut self, shares: &[Share], drafted: &[Drafted]) {
+        let steps = drafted.iter().map(|drafted| drafted.steps).max().unwrap_or(0);
+        // Whether the draft stopped, where it could have.
+        let stops = |(share, Drafted { picks, steps }): (&Share, &Drafted)| {
             let ended = picks.last().is_some_and(|p| self.config.end_of_text.contains(&p.token));
-            let stopped = picks.len() < share.picks && !ended;
-            picks.len() as u32 + u32::from(stopped)
+            let enough = picks.len() + usize::from(!ended);
+            (enough < share.picks).then_some((*steps as usize) < share.picks)
         };
-        shares.iter().zip(drafted).map(steps).max().unwrap_or(0)
+        let stops = shares.iter().zip(drafted).find_map(stops);
+        self.pacer.draft_ends(steps, stops);
     }
 }
 

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use outrider_devices::{Pick, Sampling, SequenceId};
+use outrider_devices::{Drafted, Sampling, SequenceId};
 use outrider_pipeline::scheduler::{
     FinishReason, Prefixes, RejectReason, RoleLimits, Statistics, Ticket, Units,
 };
@@ -76,7 +76,6 @@ pub(crate) fn config(policy: DraftPolicy) -> SchedulerConfig {
         end_of_text: Arc::new([END_OF_TEXT]),
         policy,
         units: Units::Separate,
-        known_times: Default::default(),
     }
 }
 
@@ -246,9 +245,10 @@ impl World {
                 let rows: usize = segments.iter().map(|s| s.segment.tokens.len()).sum();
                 assert!(rows <= self.config.draft.rows_max as usize, "rows of the draft");
                 let members = self.members(segments.iter().map(|s| s.segment.sequence));
-                let mut drafted: Vec<Vec<Pick>> = Vec::new();
+                let mut drafted = Vec::new();
                 for DraftShare { place, tokens, steps, sampling } in segments.iter().map(share) {
-                    drafted.push(self.draft.extend(place, tokens, steps, sampling));
+                    let picks = self.draft.extend(place, tokens, steps, sampling);
+                    drafted.push(Drafted { steps: picks.len() as u32, picks });
                 }
                 let steps = segments.iter().map(|s| u64::from(s.steps)).max().unwrap();
                 let at = self.now + 1 + steps * self.random.below(self.pace.1 * 2);

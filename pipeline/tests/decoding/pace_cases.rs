@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use outrider_devices::SequenceId;
+use outrider_devices::{Drafted, SequenceId};
 use outrider_pipeline::pacing::GuardState;
 use outrider_pipeline::scheduler::{Prefixes, RoleLimits, Units};
 use outrider_pipeline::{
@@ -60,6 +60,9 @@ struct Scene {
     pass: u64,
     row: u64,
     step: u64,
+    /// A job of the draft besides its steps, and a row that it has missed.
+    start: u64,
+    missed: u64,
     /// Requests that are decoded at the same time, and all of them: who has an answer asks again.
     clients: u64,
     requests: u64,
@@ -80,6 +83,8 @@ impl Scene {
             pass: 1_000_000,
             row: 100_000,
             step: 80_000,
+            start: 10_000,
+            missed: 8_000,
             clients: 1,
             requests: 1,
             prompt: 3,
@@ -158,7 +163,6 @@ fn play(scene: &Scene) -> Played {
         end_of_text: Arc::new([]),
         policy: scene.policy,
         units: scene.units,
-        known_times: Default::default(),
         prefixes: Prefixes::Forget,
     };
     let mut scheduler = Scheduler::new(config, Box::new(|_| Box::new(Silent)));
@@ -202,9 +206,9 @@ fn play(scene: &Scene) -> Played {
                             // Sure of itself, with or without reason.
                             picks.iter_mut().for_each(|pick| pick.probability = 0.9);
                             steps = steps.max(picks.len() as u64);
-                            drafted.push(picks);
+                            drafted.push(Drafted { steps: picks.len() as u32, picks });
                         }
-                        let usual = 10_000 + steps * scene.step + missed * scene.step / 10;
+                        let usual = scene.start + steps * scene.step + missed * scene.missed;
                         (usual, Event::DraftDone { ticket, drafted })
                     }
                     Action::Emit { tokens, .. } => {
@@ -259,7 +263,8 @@ fn a_draft_that_is_never_right_costs_a_few_percent_at_most() {
                     }
                     for agreement in [|_, _| 0, |_, _| 10] as [fn(u64, usize) -> u64; 2] {
                         let base = Scene { requests: clients, ..Scene::new(seed) };
-                        let scene = Scene { row, step, clients, units, policy, agreement, ..base };
+                        let base = Scene { step, missed: step / 10, ..base };
+                        let scene = Scene { row, clients, units, policy, agreement, ..base };
                         let (found, _) = play(&scene).speeds(&scene.alone());
                         let least = if clients == 1 { LEAST } else { LEAST_ELSEWHERE };
                         assert!(found >= least, "{found} of the target alone: {scene:?}");
@@ -290,7 +295,7 @@ fn short_requests_are_guarded_together() {
 #[test]
 fn a_draft_that_is_good_on_one_domain_only_is_used_there() {
     for (seed, clients) in (0..4).flat_map(|seed| [(seed, 1), (seed, 4)]) {
-        let agreement = |request: u64, _| if request / 24 % 2 == 0 { 92 } else { 1 };
+        let agreement = |request: u64, _| if (request / 24).is_multiple_of(2) { 92 } else { 1 };
         let scene = Scene { agreement, ..Scene::short(seed, clients) };
         let scene = Scene { requests: 96 * clients.max(2), ..scene };
         let (played, alone) = (play(&scene), scene.alone());
@@ -361,6 +366,23 @@ fn a_stumbling_machine_does_not_condemn_a_good_draft() {
     }
 }
 
+/// A GPU takes long to start a job, and for a prompt hardly longer than for a row: what its first jobs take must not be held
+/// against the prompts of all others.
+#[test]
+fn a_draft_that_is_slow_to_start_is_used_where_it_pays() {
+    for policy in [POLICIES[0](), DraftPolicy::sequential(3).guarded()] {
+        let speed = |seed| {
+            let gpu = Scene { pass: 400_000, row: 8_000, start: 170_000, ..Scene::short(seed, 1) };
+            let gpu = Scene { step: 107_000, missed: 5_000, agreement: |_, _| 88, ..gpu };
+            let scene = Scene { policy, prompt: 18, tokens: 14, requests: 200, ..gpu };
+            play(&scene).speed(&scene.alone())
+        };
+        let speeds: Vec<f64> = (0..8).map(speed).collect();
+        assert!(speeds.iter().all(|speed| *speed > 1.1), "{speeds:?}: {policy:?}");
+        assert!(speeds.iter().sum::<f64>() / 8.0 > 1.2, "{speeds:?}: {policy:?}");
+    }
+}
+
 /// The stop rule against every fixed depth, for drafts of several qualities and costs. These drafts' confidence says
 /// nothing, so that the rule can only find the best depth, and pays for finding it.
 #[test]
@@ -368,7 +390,8 @@ fn the_stop_rule_is_about_as_fast_as_the_best_fixed_depth() {
     let qualities: [fn(u64, usize) -> u64; 3] = [|_, _| 60, |_, _| 80, |_, _| 93];
     for (agreement, step) in qualities.into_iter().flat_map(|a| [(a, 40_000), (a, 150_000)]) {
         let time = |policy| {
-            let scene = Scene { policy, agreement, step, tokens: 4000, ..Scene::new(7) };
+            let base = Scene { step, missed: step / 10, ..Scene::new(7) };
+            let scene = Scene { policy, agreement, tokens: 4000, ..base };
             let played = play(&scene);
             played.times[3999] - played.times[0]
         };
@@ -378,7 +401,7 @@ fn the_stop_rule_is_about_as_fast_as_the_best_fixed_depth() {
         let auto = time(DraftPolicy::sequential(15).by_worth());
         let share = best as f64 / auto as f64;
         let gain = plain as f64 / auto as f64;
-        assert!(share > 0.75, "{share} of the best, {gain} of plain, step {step}");
+        assert!(share > 0.85, "{share} of the best, {gain} of plain, step {step}");
     }
 }
 
