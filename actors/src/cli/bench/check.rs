@@ -13,7 +13,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::time::Duration;
 
 use outrider_pipeline::Speculation;
@@ -25,7 +24,7 @@ use outrider_plans::{
 use serde::Serialize;
 
 use super::report::{Measured, median};
-use super::{BenchArguments, prompts};
+use super::{BenchArguments, order, prompts};
 use crate::calibrate::{Answered, Options, Probe, Session, Step, guessed};
 use crate::cli::select::named_plan;
 use crate::cli::{CliError, calibrate, print_json};
@@ -258,19 +257,6 @@ pub(super) async fn run(arguments: &BenchArguments) -> Result<(), CliError> {
     }
     print!("{check}");
     Ok(())
-}
-
-/// Whose turn it is, one after the other: shuffled. What a plan leaves behind, in caches or in which pages
-/// of memory are free, is then met by another one in each cycle.
-fn order(plans: usize, cycle: usize) -> Vec<usize> {
-    let place = |plan: &usize| {
-        let mut hasher = DefaultHasher::new();
-        (cycle, plan).hash(&mut hasher);
-        hasher.finish()
-    };
-    let mut order: Vec<usize> = (0..plans).collect();
-    order.sort_by_key(place);
-    order
 }
 
 /// One prompt in so many, of those the ones of one part.
@@ -515,30 +501,8 @@ impl fmt::Display for Check {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
-    use std::collections::BTreeSet;
-
-    use super::{PARTS, order, part_of};
-
-    #[test]
-    fn every_plan_has_one_turn_a_cycle_and_none_always_the_same_before_it() {
-        for cycle in 0..6 {
-            let mut plans = order(9, cycle);
-            plans.sort_unstable();
-            assert!(plans.into_iter().eq(0..9));
-        }
-        for plan in 0..9 {
-            let before = |cycle: usize| {
-                let order = order(9, cycle);
-                let at = order.iter().position(|one| *one == plan).unwrap();
-                at.checked_sub(1).map(|before| order[before])
-            };
-            let distinct: BTreeSet<_> = (0..9).map(before).collect();
-            assert!(distinct.len() > 3, "{plan} comes after {distinct:?}");
-        }
-        assert_eq!((order(1, 0), order(0, 0)), (vec![0], vec![]));
-    }
+    use super::{PARTS, part_of};
 
     #[test]
     fn the_parts_together_are_all_prompts() {

@@ -1,5 +1,5 @@
 //! `outrider bench`: plans side by side on the same prompts, interleaved (one client: prompt by prompt; several: pass by
-//! pass), medians over the runs.
+//! pass), in an order that is another each time, medians over the runs.
 //!
 //! *Invariant:* a speed-up is over the best plain placement measured in the same run with as many clients, and a text is
 //! compared with the plain text of the same target placement.
@@ -10,6 +10,7 @@ mod gpu_kernels;
 mod kernels;
 mod report;
 
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
@@ -163,6 +164,7 @@ async fn measure(arguments: &BenchArguments) -> Result<Report, CliError> {
         let crowds = arguments.concurrent.iter().map(crowd).collect();
         contenders.push(Contender { plan, plain, crowds, texts: Vec::new(), identical: true });
     }
+    let mut cycle = 0;
     for _ in 0..runs {
         // Anew in every run: an engine is some percent faster or slower than the next one for as long as it lives.
         let mut writers = Vec::with_capacity(contenders.len());
@@ -177,10 +179,11 @@ async fn measure(arguments: &BenchArguments) -> Result<Report, CliError> {
             // One client's prompts go to the plans in turns; several clients would wait for each other at every turn.
             let turn = if clients == 1 { 1 } else { prompts.len() };
             for (group, prompts) in prompts.chunks(turn).enumerate() {
-                for (contender, writer) in contenders.iter_mut().zip(&writers) {
-                    let answers = writer.answer(arguments, prompts, clients).await?;
-                    contender.take_note(crowd, group * turn, answers);
+                for index in order(contenders.len(), cycle) {
+                    let answers = writers[index].answer(arguments, prompts, clients).await?;
+                    contenders[index].take_note(crowd, group * turn, answers);
                 }
+                cycle += 1;
             }
         }
         writers.iter().for_each(|writer| writer.engine.stop());
@@ -202,6 +205,19 @@ async fn measure(arguments: &BenchArguments) -> Result<Report, CliError> {
         })
     });
     Ok(Report::of(rows, prompts.len()))
+}
+
+/// Whose turn it is, one after the other: shuffled. What a plan leaves behind, in caches, in which pages of memory are free, or in
+/// threads that look for more work for a while, is then met by another one in each cycle.
+fn order(plans: usize, cycle: usize) -> Vec<usize> {
+    let place = |plan: &usize| {
+        let mut hasher = DefaultHasher::new();
+        (cycle, plan).hash(&mut hasher);
+        hasher.finish()
+    };
+    let mut order: Vec<usize> = (0..plans).collect();
+    order.sort_by_key(place);
+    order
 }
 
 /// The plans to measure, each with the index of its plain counterpart, which is among them.
@@ -378,5 +394,32 @@ impl Writer {
             }
         }
         Err("the engine ended before the answer was complete".into())
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::order;
+
+    #[test]
+    fn every_plan_has_one_turn_a_cycle_and_none_always_the_same_before_it() {
+        for cycle in 0..6 {
+            let mut plans = order(9, cycle);
+            plans.sort_unstable();
+            assert!(plans.into_iter().eq(0..9));
+        }
+        for plan in 0..9 {
+            let before = |cycle: usize| {
+                let order = order(9, cycle);
+                let at = order.iter().position(|one| *one == plan).unwrap();
+                at.checked_sub(1).map(|before| order[before])
+            };
+            let distinct: BTreeSet<_> = (0..9).map(before).collect();
+            assert!(distinct.len() > 3, "{plan} comes after {distinct:?}");
+        }
+        assert_eq!((order(1, 0), order(0, 0)), (vec![0], vec![]));
     }
 }
