@@ -61,7 +61,8 @@ pub(super) struct BenchArguments {
     /// 1,8 are measured side by side.
     #[arg(long, alias = "concurrency", value_name = "N", value_delimiter = ',', default_values_t = [1])]
     concurrent: Vec<usize>,
-    /// Let the guard switch drafts off where they lose, also with a fixed depth, as `serve` does.
+    /// Let the guard switch drafts off where they lose, also with a fixed depth, as `serve` does. Each plain plan runs in a second
+    /// engine too: what that one's worst stretch lost is the bench's own doubt.
     #[arg(long)]
     guard: bool,
     /// Most tokens of an answer.
@@ -260,6 +261,18 @@ fn plans(arguments: &BenchArguments, pair: &Pair) -> Result<Vec<(PartitionPlan, 
         if find(&plans, &plan).is_none() {
             plans.push((plan, at));
         }
+    }
+    if arguments.guard {
+        // What guarded plans lose is less than what two engines of one plan are apart: so a second one says how much that is.
+        let is_plain = |(at, (_, plain)): &(usize, &(PartitionPlan, usize))| at == plain;
+        let plain_ones = plans.iter().enumerate().filter(is_plain);
+        let twin = |(at, (plan, _)): (usize, &(PartitionPlan, usize))| {
+            let mut twin = plan.clone();
+            twin.name += ", again";
+            (twin, at)
+        };
+        let twins: Vec<_> = plain_ones.map(twin).collect();
+        plans.extend(twins);
     }
     Ok(plans)
 }
