@@ -220,12 +220,10 @@ fn drafted(device: &mut dyn Device, model: &Model) -> Result<(), Trouble> {
 }
 
 fn same_drafts(found: &[Drafted], expected: &[Drafted]) -> Result<(), Trouble> {
-    let lengths =
-        |drafts: &[Drafted]| drafts.iter().map(|drafted| drafted.picks.len()).collect::<Vec<_>>();
+    let lengths = |drafts: &[Drafted]| drafts.iter().map(|d| d.picks.len()).collect::<Vec<_>>();
     same("lengths of the drafts", lengths(found), lengths(expected))?;
-    let picks = |drafted: &[Drafted]| drafted.iter().flat_map(|d| d.picks.clone()).collect();
-    let (found, expected): (Vec<Pick>, Vec<Pick>) = (picks(found), picks(expected));
-    let mut pairs = found.iter().zip(&expected);
+    let pairs = found.iter().zip(expected);
+    let mut pairs = pairs.flat_map(|(found, expected)| found.picks.iter().zip(&expected.picks));
     pairs.try_for_each(|(found, expected)| same_pick("a drafted token", found, expected))
 }
 

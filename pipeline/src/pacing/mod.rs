@@ -222,31 +222,25 @@ impl Pacer {
         let Some(Under { job, since_ns }) = self.draft.take() else { return };
         self.runs_on = stops.map_or(self.runs_on, |stops| !stops);
         self.tries = self.tries.saturating_sub(1);
-        let took_ns = self.now_ns - since_ns;
+        let took_ns = (self.now_ns - since_ns) as f64;
         let DraftJob { sequences, missed } = job;
-        let took = took_ns as f64;
         let seen = self.drafts.seen();
-        if seen == 0 {
-            // Both at once by a guess: whoever takes all of it for rows, or all of it for steps, drafts no more.
-            let rows = took * few_rows(missed, steps);
-            self.drafts.note(sequences, steps, (took - rows) as u64);
-        }
         // A few rows say little of what a row takes while steps are hardly known, but must not pass for steps.
         let telling = if seen < Self::JOBS_SURE { Self::ROWS.1 } else { Self::ROWS.0 };
-        if missed >= telling {
-            self.drafts.note_missed(missed, (sequences, steps), took_ns);
-        } else if seen > 0 {
-            let rows = self.drafts.missed(missed).min(0.5 * took);
-            self.drafts.note(sequences, steps, (took - rows) as u64);
+        if seen == 0 || missed < telling {
+            let rows_ns = match seen {
+                // By a guess: whoever takes all of it for rows, or all of it for steps, drafts no more.
+                0 => took_ns * few_rows(missed, steps),
+                _ => self.drafts.missed(missed).min(0.5 * took_ns),
+            };
+            self.drafts.note(sequences, steps, (took_ns - rows_ns) as u64);
         }
-        let took_ns = took;
-        let reading_ns = self.drafts.missed(missed).min(took_ns);
+        if missed >= telling {
+            self.drafts.note_missed(missed, (sequences, steps), took_ns as u64);
+        }
+        let mut reading_ns = self.drafts.missed(missed).min(took_ns);
         let steps = f64::from(steps);
-        let mut drafting_ns = match self.drafts.at(sequences) {
-            Some(time) => time.of(steps),
-            None => took_ns - reading_ns,
-        };
-        let mut reading_ns = reading_ns;
+        let mut drafting_ns = self.drafts.at(sequences).expect("a job was noted").of(steps);
         if let Some(pass_ns) = self.quiet.at(1).filter(|_| self.drafts.seen() < 2) {
             // The first job may have been held up, and there is nothing to compare it with: a step takes no pass.
             drafting_ns = drafting_ns.min(pass_ns * steps);

@@ -307,13 +307,13 @@ impl DraftTimes {
 
     /// Time to read `rows` rows of missed text.
     pub(crate) fn missed(&self, rows: u32) -> f64 {
-        let step_ns = self.at(1).map(|time| time.step_ns);
+        // Rows are noted after a step was.
+        let Some(DraftTime { step_ns, .. }) = self.at(1) else { return 0.0 };
         // A row that is read never takes longer than a step; what was seen once or twice may have been held up.
-        let row = match (self.row.weight(), step_ns) {
-            (0.0, step_ns) => step_ns.unwrap_or(0.0) / 8.0,
-            (1.0 | 2.0, Some(step_ns)) => self.row.ns.min(step_ns / 4.0),
-            (_, Some(step_ns)) => self.row.ns.min(step_ns),
-            (_, None) => self.row.ns,
+        let row = match self.row.weight() {
+            0.0 => step_ns / 8.0,
+            1.0 | 2.0 => self.row.ns.min(step_ns / 4.0),
+            _ => self.row.ns.min(step_ns),
         };
         row * f64::from(rows)
     }

@@ -90,25 +90,27 @@ pub(crate) struct Allowance {
     pub(crate) reading: (u32, u32),
 }
 
-/// What rounds take whose drafts are 0, 1, and so on tokens long.
+/// What rounds take whose drafts are 0, 1, and so on tokens long, and how often the token at each place is right.
 #[derive(Clone, Debug, PartialEq)]
 struct Rounds {
     company: f64,
     times_ns: Vec<f64>,
+    right: Vec<f64>,
 }
 
 impl Rounds {
     /// The rate of the best depth, in tokens of all sequences, if the tokens of one of them are right `trust` times as often as usual.
-    fn best(&self, calibration: &Calibration, trust: f64) -> f64 {
+    fn best(&self, trust: f64) -> f64 {
         let (mut best, mut others, mut own) = (0.0, 0.0, 0.0);
         let (mut right, mut own_right) = (1.0, 1.0);
-        for (place, time_ns) in (0..).zip(&self.times_ns) {
+        for (depth, time_ns) in self.times_ns.iter().enumerate() {
+            if depth > 0 {
+                right *= self.right[depth - 1];
+                own_right *= (self.right[depth - 1] * trust).min(0.999);
+            }
             others += right;
             own += own_right;
             best = f64::max(best, ((self.company - 1.0) * others + own) / time_ns);
-            let next = calibration.of_place(place);
-            right *= next;
-            own_right *= (next * trust).min(0.999);
         }
         best
     }
@@ -122,8 +124,6 @@ pub struct Prospects {
     row_ns: [f64; PLACES],
     step_ns: f64,
     start_ns: f64,
-    /// Most tokens of one job.
-    steps_max: u32,
     /// Further tokens are asked for as long as they are worth this share of what makes one worth its step.
     room: f64,
     allowance: Allowance,
@@ -139,11 +139,10 @@ impl Prospects {
 
     pub(super) fn new(rates: &Rates<'_>, company: u32, rows_max: u32, at_stake: AtStake) -> Self {
         let nothing = Self {
-            rounds: Rounds { company: f64::from(company), times_ns: Vec::new() },
+            rounds: Rounds { company: f64::from(company), times_ns: Vec::new(), right: Vec::new() },
             row_ns: [f64::INFINITY; PLACES],
             step_ns: 0.0,
             start_ns: 0.0,
-            steps_max: 0,
             room: if rates.to_the_point { 1.0 } else { Self::ROOM },
             allowance: Allowance { drafters: 0, steps: 0, reading: (0, 0) },
             wait: 0,
@@ -172,12 +171,11 @@ impl Prospects {
         let mut prospects = nothing;
         prospects.rounds.times_ns = hull.iter().enumerate().map(time).collect();
         for g in 0..deepest {
+            prospects.rounds.right.push(rates.calibration.of_place(g as u32));
             prospects.row_ns[g] = (hull[g + 1] - hull[g]) / many;
         }
         (prospects.step_ns, prospects.start_ns) =
             (own_time.step_ns / many, own_time.start_ns / many);
-        prospects.steps_max =
-            if rates.draft.is_some() { DRAFT_TOKENS_MAX } else { rates.steps_unknown };
         prospects.wait = worth_waiting(rates.calibration, (pass_ns, draft), &hull);
         let delay = match rates.rhythm {
             Rhythm::Alternating => u32::MAX,
@@ -212,7 +210,7 @@ impl Prospects {
             return Reach::NONE;
         }
         let trust = tail.trust.factor();
-        let best = self.rounds.best(calibration, trust);
+        let best = self.rounds.best(trust);
         let right = |confidence: &f32| {
             (calibration.of_confidence(tail.noise, *confidence) * trust).min(0.999)
         };
@@ -254,7 +252,7 @@ impl Prospects {
             survival *= next.min(0.999);
             let floor = self.draft_floor(place, best);
             let enough = if steps == 0 { floor } else { self.room * floor };
-            if survival <= enough || steps == self.steps_max {
+            if survival <= enough {
                 break;
             }
             steps += 1;
@@ -359,19 +357,26 @@ mod tests {
         }
     }
 
-    fn reach(calibration: &Calibration, times: (&[(u32, u64)], f64), company: u32) -> Reach {
-        let passes = PassTimes::of(times.0);
-        let draft = Some(DraftTime { start_ns: 10.0, step_ns: times.1 });
-        let rhythm = Rhythm::Alternating;
-        let rates = Rates {
-            passes: &passes,
-            draft,
+    fn rates<'a>(
+        (passes, draft): (&'a PassTimes, DraftTime),
+        calibration: &'a Calibration,
+        rhythm: Rhythm,
+    ) -> Rates<'a> {
+        Rates {
+            passes,
+            draft: Some(draft),
             steps_unknown: 1,
             to_the_point: false,
             turn_ns: 0.0,
             rhythm,
             calibration,
-        };
+        }
+    }
+
+    fn reach(calibration: &Calibration, times: (&[(u32, u64)], f64), company: u32) -> Reach {
+        let passes = PassTimes::of(times.0);
+        let draft = DraftTime { start_ns: 10.0, step_ns: times.1 };
+        let rates = rates((&passes, draft), calibration, Rhythm::Alternating);
         let (trust, noise) = (Trust::default(), Noise::Greedy);
         let tail = Tail { confidences: &[], place: 0, trust, noise };
         Prospects::new(&rates, company, 128, plenty(company)).reach(calibration, tail)
@@ -408,17 +413,8 @@ mod tests {
     fn doubt_ends_what_is_offered() {
         let calibration = Calibration::default();
         let passes = PassTimes::of(FLAT);
-        let draft = Some(DraftTime { start_ns: 0.0, step_ns: 80.0 });
-        let rhythm = Rhythm::Overlapping;
-        let rates = Rates {
-            passes: &passes,
-            draft,
-            steps_unknown: 1,
-            to_the_point: false,
-            turn_ns: 0.0,
-            rhythm,
-            calibration: &calibration,
-        };
+        let draft = DraftTime { start_ns: 0.0, step_ns: 80.0 };
+        let rates = rates((&passes, draft), &calibration, Rhythm::Overlapping);
         let prospects = Prospects::new(&rates, 1, 128, plenty(1));
         let offered = |confidences: &[f32]| {
             let (trust, noise) = (Trust::default(), Noise::Greedy);
@@ -433,17 +429,8 @@ mod tests {
     #[test]
     fn what_may_be_lost_bounds_who_drafts_and_how_far() {
         let (calibration, passes) = (calibration(80), PassTimes::of(FLAT));
-        let draft = Some(DraftTime { start_ns: 10.0, step_ns: 80.0 });
-        let rhythm = Rhythm::Alternating;
-        let rates = Rates {
-            passes: &passes,
-            draft,
-            steps_unknown: 1,
-            to_the_point: false,
-            turn_ns: 0.0,
-            rhythm,
-            calibration: &calibration,
-        };
+        let draft = DraftTime { start_ns: 10.0, step_ns: 80.0 };
+        let rates = rates((&passes, draft), &calibration, Rhythm::Alternating);
         let allowance = |tokens_max, drafters_max| {
             let at_stake = AtStake { tokens_max, drafters_max, ..plenty(8) };
             let Allowance { drafters, steps, reading } =

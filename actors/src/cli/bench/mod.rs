@@ -264,15 +264,13 @@ fn plans(arguments: &BenchArguments, pair: &Pair) -> Result<Vec<(PartitionPlan, 
     }
     if arguments.guard {
         // What guarded plans lose is less than what two engines of one plan are apart: so a second one says how much that is.
-        let is_plain = |(at, (_, plain)): &(usize, &(PartitionPlan, usize))| at == plain;
-        let plain_ones = plans.iter().enumerate().filter(is_plain);
-        let twin = |(at, (plan, _)): (usize, &(PartitionPlan, usize))| {
-            let mut twin = plan.clone();
-            twin.name += ", again";
-            (twin, at)
-        };
-        let twins: Vec<_> = plain_ones.map(twin).collect();
-        plans.extend(twins);
+        for at in 0..plans.len() {
+            if plans[at].1 == at {
+                let mut twin = plans[at].0.clone();
+                twin.name += ", again";
+                plans.push((twin, at));
+            }
+        }
     }
     Ok(plans)
 }
