@@ -5,29 +5,35 @@
 //! the credit up is switched off; when waiting has earned enough for a try, one request tries again, and after each
 //! failure the next try waits longer. A try that succeeded and after which drafts gained nothing has failed, too.
 //!
+//! A draft that runs all steps that it is asked for may lose a share of the account only in a single cycle: a few long ones that
+//! are wrong from the start would else use up what many short ones live on for long, and a draft that pays would be switched off
+//! by bad luck. One that stops where it is unsure goes far only where it is sure.
+//!
 //! *Invariant:* over any 500 tokens drafts lose at most, as the guard reckons it, what the account held ([`CREDIT`] 5), what
-//! those tokens earn (3, and as much for reading), and what a single cycle may go beyond it ([`BEYOND`] 1): 12 tokens,
-//! 2.4 %; and 2 tokens more for the second try of a draft that had gained much. (A smaller credit would be lost by bad luck alone.)
+//! those tokens earn (2.5, and 4 for reading), and what a single cycle may go beyond it (1.2): 13 tokens, 2.6 %; and
+//! 2 tokens more for the second try of a draft that had gained much. (A smaller credit would be lost by bad luck alone.)
 
 /// Most that a draft which did well may lose before it is switched off, in tokens.
 const CREDIT: f64 = 5.0;
 /// What a draft may lose before it has ever gained.
 const FIRST_CREDIT: f64 = 4.0;
 /// What every token of text adds to the account.
-const EARNED: f64 = 0.006;
+const EARNED: f64 = 0.005;
 /// What every token written without drafts adds to what may be spent on reading missed text, and the most of that.
 const READING: (f64, f64) = (0.008, 3.0);
 /// What one cycle may lose beyond the account, if all that it drafts is wrong.
 const BEYOND: f64 = 1.0;
+/// What it may lose if the draft runs on: a share of the account, or so many tokens.
+const RUNNING_ON: (f64, f64) = (0.3, 1.2);
 /// What a try may lose.
-const TRIAL: f64 = 1.5;
+const TRIAL: f64 = 1.2;
 /// What a try must gain to switch drafting on again.
 const GAIN: f64 = 1.0;
 /// Tokens before the first try, and the most that later tries wait, unless they have still to earn what they may lose.
-const WAIT: (u32, u32) = (128, 512);
+const WAIT: (u32, u32) = (64, 256);
 /// What a draft must have gained to be tried again after so many tokens.
-const MERIT: f64 = 15.0;
-const SOON: u32 = 24;
+const MERIT: f64 = 5.0;
+const SOON: u32 = 16;
 /// A try reads at most so much of what its draft missed, in tokens. More than that is read before, in such pieces.
 const CATCH_UP_MAX: f64 = 3.5;
 const PIECE: f64 = 2.0;
@@ -103,9 +109,11 @@ impl Guard {
         self.balance
     }
 
-    /// What the next cycle may lose, in tokens, if all that it drafts is wrong.
-    pub(crate) fn at_stake_max(&self) -> f64 {
+    /// What the next cycle may lose, in tokens, if all that it drafts is wrong, by a draft that runs all steps that it is asked for
+    /// or stops where it is unsure.
+    pub(crate) fn at_stake_max(&self, runs_on: bool) -> f64 {
         match self.state {
+            GuardState::On if runs_on => (RUNNING_ON.0 * self.balance).max(RUNNING_ON.1),
             GuardState::On => self.balance.max(0.0) + BEYOND,
             GuardState::Trial => self.balance.max(0.0),
             GuardState::Off => 0.0,
@@ -237,6 +245,19 @@ mod tests {
         assert!((4.0..15.0).contains(&lost), "{lost}");
     }
 
+    /// Three long drafts that are wrong do not use up the account.
+    #[test]
+    fn no_single_cycle_may_lose_much_of_the_account() {
+        let mut guard = Guard::default();
+        lost(&mut guard, 500, GOOD);
+        for _ in 0..3 {
+            let loss = guard.at_stake_max(true);
+            assert!(loss <= 1.5, "{loss} of {}", guard.balance());
+            guard.drafted(Cycle { tokens: 1, plain: 1.0 + loss, reading: 0.0 });
+        }
+        assert_eq!(guard.state(), GuardState::On);
+    }
+
     /// Cycles that go far beyond the account are paid back before the next try.
     #[test]
     fn what_was_lost_beyond_the_account_is_earned_before_another_try() {
@@ -262,7 +283,7 @@ mod tests {
 
     /// A try that succeeds by luck is a failed one if nothing is gained after it: the next waits longer, up to the longest wait.
     #[test]
-    fn drafts_that_only_flicker_are_tried_ever_more_seldom() {
+    fn drafts_that_only_flicker_are_tried_seldom() {
         let mut guard = Guard::default();
         let mut waits = Vec::new();
         for _ in 0..5 {
@@ -279,8 +300,7 @@ mod tests {
                 guard.drafted(GOOD);
             }
         }
-        let longest = waits[2..].iter().all(|wait| *wait == 512);
-        assert!(waits[0] < 400 && longest, "{waits:?}");
+        assert!(waits[0] < 400 && waits[2..].iter().all(|wait| *wait >= 256), "{waits:?}");
     }
 
     /// A draft that gains a little is not switched off by a run of bad luck that is made up for.

@@ -55,6 +55,8 @@ pub(crate) struct TargetJob {
     pub(crate) offered: u32,
     /// Whether all rows are decoding.
     pub(crate) kind: PassKind,
+    /// Whether the pacer has a say in any of those sequences. Text whose requests forbid drafts is not the guard's business.
+    pub(crate) paced: bool,
 }
 
 /// What a pass of the target is for.
@@ -265,7 +267,7 @@ impl Pacer {
         } else {
             self.busy.note(job.rows, took_ns);
         }
-        self.idle = self.idle.saturating_add(tokens);
+        self.idle = self.idle.saturating_add(if job.paced { tokens } else { 0 });
         if self.idle >= Self::IDLE_MAX {
             self.tries = self.tries.max(Self::TRIES.1);
         }
@@ -293,7 +295,7 @@ impl Pacer {
             self.brought.0 += f64::from(tokens);
             self.brought.1 += plain;
             self.guards.meet(job.company).drafted(Cycle { tokens, plain, reading });
-        } else {
+        } else if job.paced {
             self.calibration.fade(tokens);
             let catch_up = self.drafts.missed(catch_up) / token_ns;
             self.guards.meet(job.company).alone(tokens, catch_up);
@@ -420,11 +422,12 @@ impl Pacer {
         };
         let guard = self.guards.of(company);
         let trial = guard.state() == GuardState::Trial;
+        let at_stake_max = guard.at_stake_max(self.runs_on);
         let at_stake = AtStake {
             // As long as little is known of a draft, its own word for itself is not worth much.
             tokens_max: match self.calibration.judged() < Self::JUDGED_SURE {
-                true => guard.at_stake_max().min(Self::UNSURE),
-                false => guard.at_stake_max(),
+                true => at_stake_max.min(Self::UNSURE),
+                false => at_stake_max,
             },
             // A try is made by one sequence, so that it costs little; and so is the first draft of all.
             drafters_max: if trial || rates.draft.is_none() { 1 } else { company.max(1) },

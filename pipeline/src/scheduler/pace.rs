@@ -153,6 +153,10 @@ impl Scheduler {
             company: self.company().max(batch.segments.len() as u32),
             offered: rows - (batch.segments.len() as u32).min(rows),
             kind: if decoding { PassKind::Decode } else { PassKind::Prefill },
+            paced: self
+                .sequences
+                .values()
+                .any(|s| s.speculator.is_decoding() && s.speculator.policy().is_paced()),
         };
         self.pacer.target_starts(job);
     }

@@ -1,5 +1,5 @@
 //! What the pacer promises, on simulated units with a clock: whatever the draft is like, one request is not slower than the
-//! target alone by more than 4 % over any 500 tokens, and 5 % where several are written at once or the machine stumbles; and
+//! target alone by more than 3 % over any 500 tokens, and 5 % where several are written at once or the machine stumbles; and
 //! they are back to drafting when that pays.
 //!
 //! The machine's stumbles are known here, so they are taken out of the time that is compared: what is left is what the
@@ -45,7 +45,7 @@ enum Noise {
 }
 
 /// The least speed over the target's alone: where one request is written on a machine that keeps its pace, and elsewhere.
-const LEAST: f64 = 0.96;
+const LEAST: f64 = 0.97;
 const LEAST_ELSEWHERE: f64 = 0.95;
 /// On a machine that is three times as slow in phases, a window and the one that it is compared with need not meet the same phases.
 const LEAST_IN_PHASES: f64 = 0.9;

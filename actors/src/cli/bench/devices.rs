@@ -13,6 +13,7 @@ use outrider_devices::gpu::GpuSelector;
 use outrider_devices::{
     Batch, CacheFormat, Device, Executable, Output, Sampling, Segment, SequenceId, SlotLimits, Want,
 };
+use outrider_pipeline::Speculation;
 use outrider_plans::{ModeKind, ModelRole, StageId, default_plan_in};
 use serde::Serialize;
 
@@ -99,7 +100,7 @@ async fn compare(arguments: &BenchArguments) -> Result<Report, CliError> {
     for text in prompts {
         let message = outrider_pipeline::Message { role: "user".into(), content: text.clone() };
         let prompt = writer.engine.chat_prompt(&[message])?;
-        let (answer, _, _) = writer.generate(arguments, &text).await?;
+        let (answer, _, _) = writer.generate(arguments, &text, Speculation::Plan).await?;
         report.tokens += answer.len();
         let mut tokens = prompt.clone();
         tokens.extend(&answer);

@@ -13,14 +13,14 @@ mod report;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use outrider_devices::Sampling;
 use outrider_observability::Registry;
-use outrider_pipeline::scheduler::{GenerationParams, Statistics};
-use outrider_pipeline::{Guarding, Message};
+use outrider_pipeline::scheduler::{GenerationParams, Prefixes, Statistics};
+use outrider_pipeline::{Guarding, Message, Speculation};
 use outrider_plans::{Mode, ModeKind, PartitionPlan, default_plan_in};
 
 use super::select::{build_info, named_plan};
@@ -33,6 +33,8 @@ use report::{Answer, Entry, Measured, Report, worst_window};
 
 /// Passes over all prompts where nobody says.
 const RUNS: usize = 3;
+/// Between answers that are compared one by one: threads that look for more work for a while have stopped by then.
+const SETTLE: Duration = Duration::from_millis(4);
 /// Prompts of the shipped pair's kind, for a bench without a file.
 const PROMPTS: &str = include_str!("prompts.tsv");
 
@@ -61,8 +63,8 @@ pub(super) struct BenchArguments {
     /// 1,8 are measured side by side.
     #[arg(long, alias = "concurrency", value_name = "N", value_delimiter = ',', default_values_t = [1])]
     concurrent: Vec<usize>,
-    /// Let the guard switch drafts off where they lose, also with a fixed depth, as `serve` does. Each plain plan runs in a second
-    /// engine too: what that one's worst stretch lost is the bench's own doubt.
+    /// Let the guard switch drafts off where they lose, also with a fixed depth, as `serve` does. Each engine answers each prompt
+    /// twice then, once with drafts forbidden: "worst 500" is over that, and of a plain plan it is the bench's own doubt.
     #[arg(long)]
     guard: bool,
     /// Most tokens of an answer.
@@ -114,11 +116,14 @@ struct Writer {
 }
 
 /// What so many clients got.
+#[derive(Default)]
 struct Crowd {
     clients: usize,
     runs: Vec<Measured>,
     /// One client's answers in each run, one by one: tokens, and the time that each took.
     answers: Vec<Vec<Answer>>,
+    /// Those that the same engine gave with drafts forbidden, if it was asked for them.
+    forbidden: Vec<Vec<Answer>>,
 }
 
 #[expect(clippy::print_stdout, reason = "the command's own output")]
@@ -161,7 +166,7 @@ async fn measure(arguments: &BenchArguments) -> Result<Report, CliError> {
     let pair = arguments.selection.pair()?;
     let mut contenders = Vec::new();
     for (plan, plain) in plans(arguments, &pair)? {
-        let crowd = |&clients| Crowd { clients, runs: Vec::new(), answers: Vec::new() };
+        let crowd = |&clients| Crowd { clients, ..Crowd::default() };
         let crowds = arguments.concurrent.iter().map(crowd).collect();
         contenders.push(Contender { plan, plain, crowds, texts: Vec::new(), identical: true });
     }
@@ -180,9 +185,16 @@ async fn measure(arguments: &BenchArguments) -> Result<Report, CliError> {
             // One client's prompts go to the plans in turns; several clients would wait for each other at every turn.
             let turn = if clients == 1 { 1 } else { prompts.len() };
             for (group, prompts) in prompts.chunks(turn).enumerate() {
-                for index in order(contenders.len(), cycle) {
-                    let answers = writers[index].answer(arguments, prompts, clients).await?;
-                    contenders[index].take_note(crowd, group * turn, answers);
+                let once = [Speculation::Plan];
+                let twice = [Speculation::Plan, Speculation::Off];
+                let asked = if arguments.guard && clients == 1 { &twice[..] } else { &once[..] };
+                for turn_of in order(contenders.len() * asked.len(), cycle) {
+                    let (index, leave) = (turn_of / asked.len(), asked[turn_of % asked.len()]);
+                    if arguments.guard {
+                        tokio::time::sleep(SETTLE).await;
+                    }
+                    let answers = writers[index].answer(arguments, prompts, clients, leave).await?;
+                    contenders[index].take_note(crowd, group * turn, leave, answers);
                 }
                 cycle += 1;
             }
@@ -201,7 +213,10 @@ async fn measure(arguments: &BenchArguments) -> Result<Report, CliError> {
                 clients: own.clients,
                 runs: &own.runs,
                 identical: contender.identical,
-                worst_window: worst_window(&own.answers, &plain.answers),
+                worst_window: match own.forbidden.is_empty() {
+                    true => worst_window(&own.answers, &plain.answers),
+                    false => worst_window(&own.answers, &own.forbidden),
+                },
             }
         })
     });
@@ -262,16 +277,6 @@ fn plans(arguments: &BenchArguments, pair: &Pair) -> Result<Vec<(PartitionPlan, 
             plans.push((plan, at));
         }
     }
-    if arguments.guard {
-        // What guarded plans lose is less than what two engines of one plan are apart: so a second one says how much that is.
-        for at in 0..plans.len() {
-            if plans[at].1 == at {
-                let mut twin = plans[at].0.clone();
-                twin.name += ", again";
-                plans.push((twin, at));
-            }
-        }
-    }
     Ok(plans)
 }
 
@@ -299,7 +304,12 @@ fn prompts(arguments: &BenchArguments, shipped: &str) -> Result<Vec<String>, Cli
 impl Crowd {
     fn begin_run(&mut self) {
         self.runs.push(Measured::default());
-        self.answers.push(Vec::new());
+    }
+
+    /// An answer of one client.
+    fn note(of: &mut Vec<Vec<Answer>>, run: usize, answer: Answer) {
+        of.resize_with(run, Vec::new);
+        of[run - 1].push(answer);
     }
 }
 
@@ -309,13 +319,21 @@ impl Contender {
         &mut self,
         crowd: usize,
         first: usize,
+        leave: Speculation,
         (texts, measured): (Vec<Vec<u32>>, Measured),
     ) {
         let crowd = &mut self.crowds[crowd];
-        if crowd.clients == 1 {
-            crowd.answers.last_mut().expect("a run has begun").push(measured.tokens_and_time());
+        let answer = measured.tokens_and_time();
+        let run = crowd.runs.len();
+        match leave {
+            Speculation::Off => Crowd::note(&mut crowd.forbidden, run, answer),
+            _ => {
+                if crowd.clients == 1 {
+                    Crowd::note(&mut crowd.answers, run, answer);
+                }
+                *crowd.runs.last_mut().expect("a run has begun") += measured;
+            }
         }
-        *crowd.runs.last_mut().expect("a run has begun") += measured;
         if self.texts.len() == first {
             self.texts.extend(texts);
         } else {
@@ -331,7 +349,11 @@ impl Writer {
         plan: &PartitionPlan,
     ) -> Result<Self, CliError> {
         let registry = Arc::new(Registry::new(build_info()));
-        let limits = arguments.selection.limits();
+        let mut limits = arguments.selection.limits();
+        if arguments.guard {
+            // Who is asked twice must not find the prompt read.
+            limits.prefixes = Prefixes::Forget;
+        }
         let options = EngineOptions::new(pair.clone(), plan.clone(), limits, registry);
         // A fixed depth is measured as it is, also where it loses, unless the guard is asked for.
         let guarding = if arguments.guard { Guarding::On } else { Guarding::Off };
@@ -347,7 +369,7 @@ impl Writer {
     ) -> Result<(), CliError> {
         let started = Instant::now();
         for prompt in prompts {
-            self.generate(arguments, prompt).await?;
+            self.generate(arguments, prompt, Speculation::Plan).await?;
             if started.elapsed() >= WARM_UP {
                 break;
             }
@@ -361,10 +383,11 @@ impl Writer {
         arguments: &BenchArguments,
         prompts: &[String],
         clients: usize,
+        leave: Speculation,
     ) -> Result<(Vec<Vec<u32>>, Measured), CliError> {
         let started = Instant::now();
         let ask = async |at: usize| {
-            Ok::<_, CliError>((at, self.generate(arguments, &prompts[at]).await?))
+            Ok::<_, CliError>((at, self.generate(arguments, &prompts[at], leave).await?))
         };
         let asked = stream::iter(0..prompts.len()).map(ask).buffer_unordered(clients);
         let mut answers: Vec<_> = asked.try_collect().await?;
@@ -382,6 +405,7 @@ impl Writer {
         &self,
         arguments: &BenchArguments,
         prompt: &str,
+        speculation: Speculation,
     ) -> Result<(Vec<u32>, Statistics, Timings), CliError> {
         let message = Message { role: "user".into(), content: prompt.to_owned() };
         let prompt = self.engine.chat_prompt(&[message])?;
@@ -391,7 +415,8 @@ impl Writer {
             ..Sampling::default()
         };
         let max_tokens = Some(arguments.max_tokens);
-        let params = GenerationParams { sampling, max_tokens, ..GenerationParams::default() };
+        let params =
+            GenerationParams { sampling, max_tokens, speculation, ..GenerationParams::default() };
         let (_, mut events) = self.engine.generate(prompt, params).await?;
         let mut tokens = Vec::new();
         while let Some(event) = events.recv().await {
