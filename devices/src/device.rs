@@ -165,6 +165,12 @@ pub trait Executable {
         draft_step_by_step(self, batch)
     }
 
+    /// Gets ready for what it will be asked for, so that the first job of each size is as quick as those that follow. Nothing
+    /// but time depends on it.
+    fn rehearse(&mut self, _purpose: Purpose) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
     /// Positions cached for `sequence`; 0 if it has no slot.
     fn cached(&self, sequence: SequenceId) -> u32;
 
@@ -173,6 +179,15 @@ pub trait Executable {
 
     /// Bytes held.
     fn memory(&self) -> MemoryUse;
+}
+
+/// What an executable will be asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Passes: verifications of few rows, and pieces of prompts.
+    Passes,
+    /// Drafts of a whole model.
+    Drafts,
 }
 
 /// Drafts with one `run` per step: right for every executable, best where a run costs little to start.

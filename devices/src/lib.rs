@@ -25,7 +25,7 @@ pub use batch::{
     SequenceId, Want,
 };
 pub use device::{
-    CacheFormat, Device, DeviceDescriptor, DeviceError, DeviceKind, Executable, MemoryUse,
+    CacheFormat, Device, DeviceDescriptor, DeviceError, DeviceKind, Executable, MemoryUse, Purpose,
     SlotLimits,
 };
 pub use graph::{Graph, Subgraph};

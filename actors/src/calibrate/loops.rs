@@ -15,6 +15,7 @@ use outrider_plans::cost::{PartsProfile, ProfileError, RoleProfile, TimeTable};
 use outrider_plans::{ModelRole, StageId};
 
 use crate::pair::Pair;
+use crate::unit::purpose_of;
 
 /// Rows of a verification pass that are measured.
 const VERIFY_ROWS: &[u32] = &[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 16];
@@ -116,6 +117,7 @@ impl Ask {
     ) -> Result<Box<dyn Executable>, LoopError> {
         let begun = Instant::now();
         let mut executable = device.prepare(&self.pair.subgraph(stage), self.limits)?;
+        executable.rehearse(purpose_of(stage))?;
         let end = Instant::now() + begun.elapsed().min(WARM_UP_MAX);
         while Instant::now() < end {
             pass(executable.as_mut(), (0, 0), (1, 0), width)?;

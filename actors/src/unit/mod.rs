@@ -17,9 +17,9 @@ use actix::prelude::{
     Actor, ActorContext, AsyncContext, Context, Handler, Recipient, ResponseFuture,
 };
 use crossbeam_channel::Receiver;
-use outrider_devices::{Device, DeviceError, Drafted, MemoryUse, Output};
+use outrider_devices::{Device, DeviceError, Drafted, MemoryUse, Output, Purpose};
 use outrider_pipeline::scheduler::Ticket;
-use outrider_plans::UnitId;
+use outrider_plans::{ModelRole, StageId, UnitId};
 use tokio::sync::{oneshot, watch};
 use tracing::{error, info};
 
@@ -41,6 +41,14 @@ const INSTALL_FACTOR: u32 = 10;
 
 /// Makes a unit's device, on the worker thread that the device will live on.
 pub type DeviceFactory = Arc<dyn Fn() -> Result<Box<dyn Device>, DeviceError> + Send + Sync>;
+
+/// What a stage is for.
+pub(crate) fn purpose_of(stage: StageId) -> Purpose {
+    match stage.role {
+        ModelRole::Target => Purpose::Passes,
+        ModelRole::Draft => Purpose::Drafts,
+    }
+}
 
 /// What a unit is started with.
 pub struct UnitOptions {

@@ -16,7 +16,7 @@ use outrider_plans::{StageId, UnitId};
 use tokio::sync::oneshot;
 
 use super::waiting::{Reports, Waiting};
-use super::{DeviceFactory, Report};
+use super::{DeviceFactory, Report, purpose_of};
 use crate::messages::{Install, InstallId, RunDraft, RunStage};
 use crate::meter::{UnitMeter, Work};
 
@@ -214,7 +214,11 @@ impl Desk {
         let Self { meter, stages, .. } = self;
         match job {
             Job::Install(install, reply) => {
-                let compiled = guard(|| device.prepare(&install.subgraph, install.limits));
+                let compiled = guard(|| {
+                    let mut executable = device.prepare(&install.subgraph, install.limits)?;
+                    executable.rehearse(purpose_of(install.stage))?;
+                    Ok(executable)
+                });
                 let broken = compiled.as_ref().err().and_then(lost);
                 let installed = compiled.map(|executable| {
                     let memory = executable.memory();

@@ -15,7 +15,7 @@ use crate::batch::{
     Activations, Batch, DraftBatch, DraftSegment, Drafted, Output, Pick, Picked, Segment,
     SequenceId, Want,
 };
-use crate::device::{DeviceError, Executable, MemoryUse, SlotLimits, draft_step_by_step};
+use crate::device::{DeviceError, Executable, MemoryUse, Purpose, SlotLimits, draft_step_by_step};
 use crate::graph::Subgraph;
 use crate::sampling::{self, Sampling};
 use crate::slots::Slots;
@@ -50,6 +50,12 @@ struct Answer {
     rows: u64,
 }
 
+/// Rows of passes that are rehearsed: verifications, and pieces of prompts.
+const VERIFIED: [usize; 5] = [1, 2, 4, 8, 16];
+const PROMPTS: [usize; 5] = [4, 8, 16, 24, 32];
+/// Depths of drafts that are.
+const REHEARSED_STEPS: usize = 5;
+
 impl GpuExecutable {
     pub(super) fn prepare(
         context: &Arc<Context>,
@@ -62,28 +68,33 @@ impl GpuExecutable {
         let (rehearsal, scratch) = (Rehearsal::default(), sampling::Scratch::default());
         let mut prepared = Self { stage, limits, slots, readback, rehearsal, scratch };
         prepared.warm_up()?;
-        prepared.rehearse()?;
         Ok(prepared)
     }
 
-    /// Encodes the passes of few rows and the drafts of few steps, so that the first of each is as quick as those that follow.
-    fn rehearse(&mut self) -> Result<(), DeviceError> {
+    /// Encodes the passes of few rows, all of them wanted, and of prompts, one of them wanted.
+    fn rehearse_passes(&mut self) -> Result<(), DeviceError> {
         let context = Arc::clone(&self.stage.context);
-        self.readback.reserve(&context, self.passes_copied().max(self.drafts_copied()))?;
-        let head = self.stage.vocabulary.is_some();
-        if self.stage.is_whole_model() {
-            for rows in [1, 2] {
-                let first = Extent::new(&self.stage, (rows, 1), 1);
-                for later in (0..4).map(|further| vec![1; further]) {
-                    let script = self.draft_script(first, &later, 1);
-                    self.rehearsal.prepare(&context, Key::Draft(first, later), script)?;
-                }
-            }
-        }
-        for rows in [1, 2, 4, 8, 16] {
-            let extent = Extent::new(&self.stage, (rows, if head { rows } else { 0 }), 1);
+        self.readback.reserve(&context, self.passes_copied())?;
+        let head = usize::from(self.stage.vocabulary.is_some());
+        let verified = VERIFIED.map(|rows| (rows, rows * head));
+        for size in verified.into_iter().chain(PROMPTS.map(|rows| (rows, head))) {
+            let extent = Extent::new(&self.stage, size, 1);
             let script = self.pass_script(extent);
             self.rehearsal.prepare(&context, Key::Pass(extent), script)?;
+        }
+        Ok(())
+    }
+
+    /// Encodes the drafts of few steps, which go on at once or read a prompt first.
+    fn rehearse_drafts(&mut self) -> Result<(), DeviceError> {
+        let context = Arc::clone(&self.stage.context);
+        self.readback.reserve(&context, self.drafts_copied())?;
+        for rows in VERIFIED[..2].iter().chain(&PROMPTS) {
+            let first = Extent::new(&self.stage, (*rows, 1), 1);
+            for later in (0..REHEARSED_STEPS).map(|further| vec![1; further]) {
+                let script = self.draft_script(first, &later, 1);
+                self.rehearsal.prepare(&context, Key::Draft(first, later), script)?;
+            }
         }
         Ok(())
     }
@@ -378,6 +389,13 @@ impl Executable for GpuExecutable {
             return Ok(drafted);
         }
         self.draft_at_once(batch)
+    }
+
+    fn rehearse(&mut self, purpose: Purpose) -> Result<(), DeviceError> {
+        match purpose {
+            Purpose::Drafts if self.stage.is_whole_model() => self.rehearse_drafts(),
+            Purpose::Drafts | Purpose::Passes => self.rehearse_passes(),
+        }
     }
 
     fn cached(&self, sequence: SequenceId) -> u32 {

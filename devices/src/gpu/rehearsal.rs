@@ -9,7 +9,7 @@ use crate::DeviceError;
 
 /// Scripts kept: drafts of each depth that go on after one token or after two, verifications of each width, prompts of a few
 /// lengths. (A depth that is decided anew each round would meet none of its scripts again if only the last few were kept.)
-const KEPT_MAX: usize = 32;
+const KEPT_MAX: usize = 48;
 
 /// What a script does: equal keys, equal scripts.
 #[derive(Clone, Debug, PartialEq, Eq)]
