@@ -146,6 +146,9 @@ pub struct Pacer {
     idle: u32,
     /// Drafts that are still to be made whatever is known of them, so that something is.
     tries: u32,
+    /// Whether the next of them is two tokens long: jobs of one length do not tell what starting one takes. (It changes with the
+    /// passes: a second token asked for after the first would be a job of one step again.)
+    two_steps: bool,
     depths: [u64; DRAFT_TOKENS_MAX as usize + 1],
 }
 
@@ -171,6 +174,7 @@ impl Default for Pacer {
             doubtful: false,
             idle: 0,
             tries: Self::TRIES.0,
+            two_steps: false,
             depths: [0; DRAFT_TOKENS_MAX as usize + 1],
         }
     }
@@ -259,6 +263,7 @@ impl Pacer {
         let Some(Under { job, since_ns }) = self.target.take() else { return };
         let took_ns = self.now_ns - since_ns;
         let span = self.next_span();
+        self.two_steps ^= job.offered > 0;
         if job.kind == PassKind::Prefill {
             return;
         }
@@ -413,8 +418,7 @@ impl Pacer {
         let rates = Rates {
             passes,
             draft: self.drafts.at(company).filter(|_| !doubtful),
-            // Jobs of one length do not tell what starting one takes.
-            steps_unknown: 1 + self.tries % 2,
+            steps_unknown: 1 + u32::from(self.two_steps),
             to_the_point: self.runs_on && self.drafts.tells_apart(company),
             turn_ns: self.turn_ns(),
             rhythm,

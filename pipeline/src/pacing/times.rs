@@ -160,6 +160,11 @@ impl PassTimes {
         Some(y0 + (x - x0) / (x1 - x0) * (y1 - y0))
     }
 
+    /// The same by the time of a pass of `few` rows alone, as if no wider one had been seen.
+    pub(crate) fn guess(&self, few: u32, rows: u32) -> Option<f64> {
+        Some(self.at(few)? * share(f64::from(rows)) / share(f64::from(few)))
+    }
+
     /// Entries that something is known of: middle of their rows and time, none shorter than one before it.
     fn known(&self) -> Vec<(f64, f64)> {
         let mut known: Vec<(f64, f64, f64)> = Vec::with_capacity(ENTRIES);

@@ -157,7 +157,13 @@ impl Prospects {
         };
         // Time of a pass with each sequence's first `g` drafted tokens, and the least convex curve below it.
         let deepest = (rows_max / company).saturating_sub(1).min(DRAFT_TOKENS_MAX) as usize;
-        let width = |g: usize| rates.passes.at(company * (g as u32 + 1)).unwrap_or(pass_ns);
+        // While drafts are made to learn what they are worth, a wide pass that was held up does not count: it would be the last.
+        let pass_of = |rows: u32| {
+            let known_ns = rates.passes.at(rows).unwrap_or(pass_ns);
+            let guess_ns = rates.passes.guess(company, rows).unwrap_or(known_ns);
+            if rates.draft.is_some() { known_ns } else { known_ns.min(guess_ns) }
+        };
+        let width = |g: usize| pass_of(company * (g as u32 + 1));
         let passes: Vec<f64> = (0..=deepest).map(width).collect();
         let hull = convex_below(&passes);
         let time = |(depth, hull_ns): (usize, &f64)| {
@@ -182,7 +188,7 @@ impl Prospects {
             Rhythm::Overlapping => prospects.wait,
         };
         let loss = |drafters: u32, steps: u32| {
-            let rows_ns = rates.passes.at(company + drafters * steps).unwrap_or(pass_ns) - pass_ns;
+            let rows_ns = pass_of(company + drafters * steps) - pass_ns;
             let delay_ns = if delay == 0 { 0.0 } else { draft.of(f64::from(steps.min(delay))) };
             many * (rows_ns + delay_ns) / (pass_ns + rates.turn_ns)
         };
