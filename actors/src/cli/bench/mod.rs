@@ -213,9 +213,9 @@ async fn measure(arguments: &BenchArguments) -> Result<Report, CliError> {
                 clients: own.clients,
                 runs: &own.runs,
                 identical: contender.identical,
-                worst_window: match own.forbidden.is_empty() {
-                    true => worst_window(&own.answers, &plain.answers),
-                    false => worst_window(&own.answers, &own.forbidden),
+                worst_window: match arguments.guard {
+                    true => worst_window(&own.answers, &own.forbidden),
+                    false => worst_window(&own.answers, &plain.answers),
                 },
             }
         })
@@ -304,12 +304,8 @@ fn prompts(arguments: &BenchArguments, shipped: &str) -> Result<Vec<String>, Cli
 impl Crowd {
     fn begin_run(&mut self) {
         self.runs.push(Measured::default());
-    }
-
-    /// An answer of one client.
-    fn note(of: &mut Vec<Vec<Answer>>, run: usize, answer: Answer) {
-        of.resize_with(run, Vec::new);
-        of[run - 1].push(answer);
+        self.answers.push(Vec::new());
+        self.forbidden.push(Vec::new());
     }
 }
 
@@ -323,16 +319,13 @@ impl Contender {
         (texts, measured): (Vec<Vec<u32>>, Measured),
     ) {
         let crowd = &mut self.crowds[crowd];
-        let answer = measured.tokens_and_time();
-        let run = crowd.runs.len();
-        match leave {
-            Speculation::Off => Crowd::note(&mut crowd.forbidden, run, answer),
-            _ => {
-                if crowd.clients == 1 {
-                    Crowd::note(&mut crowd.answers, run, answer);
-                }
-                *crowd.runs.last_mut().expect("a run has begun") += measured;
-            }
+        let forbidden = leave == Speculation::Off;
+        if crowd.clients == 1 {
+            let answers = if forbidden { &mut crowd.forbidden } else { &mut crowd.answers };
+            answers.last_mut().expect("a run has begun").push(measured.tokens_and_time());
+        }
+        if !forbidden {
+            *crowd.runs.last_mut().expect("a run has begun") += measured;
         }
         if self.texts.len() == first {
             self.texts.extend(texts);

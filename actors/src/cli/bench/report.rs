@@ -141,7 +141,8 @@ pub(super) struct Row {
     speedup: f64,
     /// Over the first number of clients that this plan was measured with.
     over_fewer_clients: f64,
-    /// Over its plain counterpart, in the worst stretch of 500 tokens or more; `None` for several clients, or fewer tokens.
+    /// Over its target alone (its plain counterpart, or with the guard the same engine with drafts forbidden), in the worst
+    /// stretch of 500 tokens or more; `None` for several clients, or fewer tokens.
     worst_window: Option<f64>,
     /// Accepted of drafted and verified tokens; `None` where nothing is drafted.
     acceptance: Option<f64>,
@@ -226,7 +227,7 @@ impl fmt::Display for Report {
         writeln!(
             f,
             "{} prompts, {} runs, interleaved; medians; speed-up over the best plain placement ({}) with \
-             as many clients; \"worst 500\": over its own plain placement in the worst stretch of 500 tokens",
+             as many clients; \"worst 500\": over its target alone in the worst stretch of 500 tokens",
             self.prompts, self.runs, self.baseline
         )?;
         let crowded = self.plans.iter().any(|row| row.clients != self.plans[0].clients);
