@@ -281,7 +281,8 @@ mod tests {
         assert_eq!(guard.switches().1, 1);
     }
 
-    /// A try that succeeds by luck is a failed one if nothing is gained after it: the next waits longer, up to the longest wait.
+    /// A try that succeeds by luck is a failed one if nothing is gained after it: the next waits for the longest wait, or as long as
+    /// it takes to earn what the last one lost.
     #[test]
     fn drafts_that_only_flicker_are_tried_seldom() {
         let mut guard = Guard::default();

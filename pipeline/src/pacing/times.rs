@@ -145,7 +145,7 @@ impl PassTimes {
         let (&(first, first_ns), &(last, last_ns)) = (known.first()?, known.last()?);
         let x = f64::from(rows.max(1));
         if x <= first {
-            return Some(first_ns * share(x) / share(first));
+            return Some(by_share((first, first_ns), x));
         }
         if x >= last {
             let one = first_ns / share(first);
@@ -160,9 +160,9 @@ impl PassTimes {
         Some(y0 + (x - x0) / (x1 - x0) * (y1 - y0))
     }
 
-    /// The same by the time of a pass of `few` rows alone, as if no wider one had been seen.
-    pub(crate) fn guess(&self, few: u32, rows: u32) -> Option<f64> {
-        Some(self.at(few)? * share(f64::from(rows)) / share(f64::from(few)))
+    /// Time of a pass of `rows` rows by that of one of `few` alone, as if no wider one had been seen.
+    pub(crate) fn guess((few, few_ns): (u32, f64), rows: u32) -> f64 {
+        by_share((f64::from(few), few_ns), f64::from(rows))
     }
 
     /// Entries that something is known of: middle of their rows and time, none shorter than one before it.
@@ -187,6 +187,11 @@ impl PassTimes {
         let smooth = pooled.into_iter().flat_map(|(count, ns, _)| std::iter::repeat_n(ns, count));
         known.iter().map(|(rows, ..)| *rows).zip(smooth).collect()
     }
+}
+
+/// What `rows` rows take if only a pass of others is known, and its time.
+fn by_share((known, known_ns): (f64, f64), rows: f64) -> f64 {
+    known_ns * share(rows) / share(known)
 }
 
 fn share(rows: f64) -> f64 {

@@ -160,8 +160,10 @@ impl Prospects {
         // While drafts are made to learn what they are worth, a wide pass that was held up does not count: it would be the last.
         let pass_of = |rows: u32| {
             let known_ns = rates.passes.at(rows).unwrap_or(pass_ns);
-            let guess_ns = rates.passes.guess(company, rows).unwrap_or(known_ns);
-            if rates.draft.is_some() { known_ns } else { known_ns.min(guess_ns) }
+            match rates.draft {
+                Some(_) => known_ns,
+                None => known_ns.min(PassTimes::guess((company, pass_ns), rows)),
+            }
         };
         let width = |g: usize| pass_of(company * (g as u32 + 1));
         let passes: Vec<f64> = (0..=deepest).map(width).collect();

@@ -184,17 +184,18 @@ async fn measure(arguments: &BenchArguments) -> Result<Report, CliError> {
             contenders.iter_mut().for_each(|contender| contender.crowds[crowd].begin_run());
             // One client's prompts go to the plans in turns; several clients would wait for each other at every turn.
             let turn = if clients == 1 { 1 } else { prompts.len() };
+            let asked: &[Speculation] = match arguments.guard && clients == 1 {
+                true => &[Speculation::Plan, Speculation::Off],
+                false => &[Speculation::Plan],
+            };
             for (group, prompts) in prompts.chunks(turn).enumerate() {
-                let once = [Speculation::Plan];
-                let twice = [Speculation::Plan, Speculation::Off];
-                let asked = if arguments.guard && clients == 1 { &twice[..] } else { &once[..] };
                 for turn_of in order(contenders.len() * asked.len(), cycle) {
-                    let (index, leave) = (turn_of / asked.len(), asked[turn_of % asked.len()]);
+                    let (index, how) = (turn_of / asked.len(), asked[turn_of % asked.len()]);
                     if arguments.guard {
                         tokio::time::sleep(SETTLE).await;
                     }
-                    let answers = writers[index].answer(arguments, prompts, clients, leave).await?;
-                    contenders[index].take_note(crowd, group * turn, leave, answers);
+                    let answers = writers[index].answer(arguments, prompts, clients, how).await?;
+                    contenders[index].take_note(crowd, group * turn, how, answers);
                 }
                 cycle += 1;
             }
@@ -315,11 +316,11 @@ impl Contender {
         &mut self,
         crowd: usize,
         first: usize,
-        leave: Speculation,
+        speculation: Speculation,
         (texts, measured): (Vec<Vec<u32>>, Measured),
     ) {
         let crowd = &mut self.crowds[crowd];
-        let forbidden = leave == Speculation::Off;
+        let forbidden = speculation == Speculation::Off;
         if crowd.clients == 1 {
             let answers = if forbidden { &mut crowd.forbidden } else { &mut crowd.answers };
             answers.last_mut().expect("a run has begun").push(measured.tokens_and_time());
@@ -376,11 +377,11 @@ impl Writer {
         arguments: &BenchArguments,
         prompts: &[String],
         clients: usize,
-        leave: Speculation,
+        speculation: Speculation,
     ) -> Result<(Vec<Vec<u32>>, Measured), CliError> {
         let started = Instant::now();
         let ask = async |at: usize| {
-            Ok::<_, CliError>((at, self.generate(arguments, &prompts[at], leave).await?))
+            Ok::<_, CliError>((at, self.generate(arguments, &prompts[at], speculation).await?))
         };
         let asked = stream::iter(0..prompts.len()).map(ask).buffer_unordered(clients);
         let mut answers: Vec<_> = asked.try_collect().await?;
