@@ -292,7 +292,7 @@ impl Pacer {
         if span.drafted {
             let passes = if self.undisturbed { &self.quiet } else { &self.busy };
             // A pass of many rows never takes longer than a pass for each.
-            let one_ns = self.quiet.at(1).unwrap_or(pass_ns);
+            let one_ns = passes.at(1).unwrap_or(pass_ns);
             let usual_ns = passes.at(job.rows).unwrap_or(pass_ns).min(one_ns * f64::from(job.rows));
             let usual = if waited_ns > 0.0 { (span.usual_ns / span.took_ns).min(4.0) } else { 1.0 };
             let plain = (usual_ns + waited_ns * usual + turn_ns) / token_ns;
@@ -421,6 +421,10 @@ impl Pacer {
             steps_unknown: 1 + u32::from(self.two_steps),
             to_the_point: self.runs_on && self.drafts.tells_apart(company),
             turn_ns: self.turn_ns(),
+            holds_up: match rhythm {
+                Rhythm::Alternating => 1.0,
+                Rhythm::Overlapping => self.holds_up(company),
+            },
             rhythm,
             calibration: &self.calibration,
         };
@@ -448,6 +452,13 @@ impl Pacer {
             },
         };
         Prospects::new(&rates, company.max(1), rows_max, at_stake)
+    }
+
+    /// The share of its time by which a draft beside the target holds it up.
+    fn holds_up(&self, company: u32) -> f64 {
+        let passes = (self.quiet.at(company.max(1)), self.busy.at(company.max(1)));
+        let (Some(quiet_ns), Some(busy_ns)) = passes else { return 0.0 };
+        (1.0 - quiet_ns / busy_ns).max(0.0)
     }
 
     /// What can be seen from outside.

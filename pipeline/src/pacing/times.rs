@@ -8,8 +8,9 @@ const SINGLE_ROWS: u32 = 16;
 /// Entries: 16 single ones and 14 of eight rows.
 const ENTRIES: usize = 30;
 
-/// What something usually takes: the median of the last times. A few long waits (another program had the processor) must
-/// not pass for the time of a job.
+/// What something usually takes: the mean of the middle half of the last times. A few long waits (another program had the
+/// processor) must not pass for the time of a job; yet passes that a draft beside them holds up more or less count with what
+/// they take on average, where the one in the middle would be one of those that hardly were.
 #[derive(Clone, Copy, Debug, Default)]
 struct Usual {
     ns: f64,
@@ -21,7 +22,7 @@ struct Usual {
 impl Usual {
     fn note(&mut self, ns: f64) {
         self.last.push(ns);
-        self.ns = self.last.median().unwrap_or(ns);
+        self.ns = self.last.middle().unwrap_or(ns);
     }
 
     /// How much slower the last `count` were than what is usual; 1 if there were no more than that.
@@ -35,7 +36,7 @@ impl Usual {
         let mut kept = Recent::default();
         self.last.last(count).for_each(|ns| kept.push(ns));
         self.last = kept;
-        self.ns = self.last.median().unwrap_or(self.ns);
+        self.ns = self.last.middle().unwrap_or(self.ns);
     }
 
     fn weight(&self) -> f64 {
@@ -73,6 +74,20 @@ impl<const N: usize> Recent<N> {
     /// The one in the middle; of two the lower, since jobs are held up and never hurried.
     pub(super) fn median(&self) -> Option<f64> {
         self.median_of(N)
+    }
+
+    /// The mean of the middle half; of few the lower ones, since jobs are held up and never hurried.
+    fn middle(&self) -> Option<f64> {
+        let mut sorted = [0.0; N];
+        let len = self.last(N).zip(&mut sorted).map(|(value, place)| *place = value).count();
+        sorted[..len].sort_by(f64::total_cmp);
+        let end = match len {
+            0 => return None,
+            1 => 1,
+            _ => len - len.div_ceil(4),
+        };
+        let middle = &sorted[len / 4..end];
+        Some(middle.iter().sum::<f64>() / middle.len() as f64)
     }
 
     /// The one in the middle of the last `count`.
@@ -377,6 +392,20 @@ mod tests {
         close(times.at(9).unwrap(), 2200.0);
         close(times.at(13).unwrap(), 2800.0);
         assert!(times.at(200).unwrap() > times.at(120).unwrap());
+    }
+
+    /// Few stalls count for nothing, but passes that are held up now less, now more, count with their mean.
+    #[test]
+    fn what_is_usual_is_a_mean_that_stalls_do_not_move() {
+        let mut times = PassTimes::default();
+        times.note(1, 1000);
+        times.note(1, 50_000);
+        close(times.at(1).unwrap(), 1000.0);
+        for round in 0..31 {
+            let ns = if round % 2 == 0 { 1000 } else { 1100 };
+            times.note(1, if round % 8 == 7 { 50_000 } else { ns });
+        }
+        close(times.at(1).unwrap(), 1050.0);
     }
 
     #[test]

@@ -62,6 +62,8 @@ pub(super) struct Rates<'a> {
     /// Whether no more steps are asked for than are worth it: the draft runs them all, and there is nothing to learn from more.
     pub(super) to_the_point: bool,
     pub(super) turn_ns: f64,
+    /// What the target loses to a draft's job, as a share of that job's time: all of it where they take turns.
+    pub(super) holds_up: f64,
     pub(super) rhythm: Rhythm,
     pub(super) calibration: &'a Calibration,
 }
@@ -151,10 +153,6 @@ impl Prospects {
         let many = f64::from(company);
         let guess = DraftTime { start_ns: 0.0, step_ns: Self::STEP_SHARE * pass_ns };
         let draft = rates.draft.unwrap_or(guess);
-        let own_time = match rates.rhythm {
-            Rhythm::Alternating => draft,
-            Rhythm::Overlapping => DraftTime { start_ns: 0.0, step_ns: 0.0 },
-        };
         // Time of a pass with each sequence's first `g` drafted tokens, and the least convex curve below it.
         let deepest = (rows_max / company).saturating_sub(1).min(DRAFT_TOKENS_MAX) as usize;
         // While drafts are made to learn what they are worth, a wide pass that was held up does not count: it would be the last.
@@ -182,8 +180,8 @@ impl Prospects {
             prospects.rounds.right.push(rates.calibration.of_place(g as u32));
             prospects.row_ns[g] = (hull[g + 1] - hull[g]) / many;
         }
-        (prospects.step_ns, prospects.start_ns) =
-            (own_time.step_ns / many, own_time.start_ns / many);
+        let own = rates.holds_up / many;
+        (prospects.step_ns, prospects.start_ns) = (own * draft.step_ns, own * draft.start_ns);
         prospects.wait = worth_waiting(rates.calibration, (pass_ns, draft), &hull);
         let delay = match rates.rhythm {
             Rhythm::Alternating => u32::MAX,
@@ -376,6 +374,7 @@ mod tests {
             steps_unknown: 1,
             to_the_point: false,
             turn_ns: 0.0,
+            holds_up: if rhythm == Rhythm::Alternating { 1.0 } else { 0.0 },
             rhythm,
             calibration,
         }
@@ -415,6 +414,20 @@ mod tests {
         let steps = |company| reach(&calibration(75), (&bound, 80.0), company).steps;
         assert!(steps(1) >= 3 && steps(1) >= steps(4), "{} {}", steps(1), steps(4));
         assert_eq!(steps(32), 0);
+    }
+
+    /// A seldom right draft costs nothing on a unit of its own, but for what it takes of a memory that both read.
+    #[test]
+    fn a_draft_that_holds_up_the_target_beside_it_must_be_worth_that() {
+        let (calibration, passes) = (calibration(12), PassTimes::of(FLAT));
+        let draft = DraftTime { start_ns: 0.0, step_ns: 500.0 };
+        let steps = |holds_up| {
+            let beside = rates((&passes, draft), &calibration, Rhythm::Overlapping);
+            let prospects = Prospects::new(&Rates { holds_up, ..beside }, 1, 128, plenty(1));
+            let (trust, noise) = (Trust::default(), Noise::Greedy);
+            prospects.reach(&calibration, Tail { confidences: &[], place: 0, trust, noise }).steps
+        };
+        assert!(steps(0.0) >= 1 && steps(0.3) == 0, "{} {}", steps(0.0), steps(0.3));
     }
 
     #[test]

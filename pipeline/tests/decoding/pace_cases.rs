@@ -65,6 +65,8 @@ struct Scene {
     missed: u64,
     /// The draft runs all steps that it is asked for, as one does that is given them at once.
     runs_on: bool,
+    /// How much longer, in percent, the target takes while a draft on a unit of its own works beside it: they share the memory.
+    contention: u64,
     /// Requests that are decoded at the same time, and all of them: who has an answer asks again.
     clients: u64,
     requests: u64,
@@ -88,6 +90,7 @@ impl Scene {
             start: 10_000,
             missed: 8_000,
             runs_on: false,
+            contention: 0,
             clients: 1,
             requests: 1,
             prompt: 3,
@@ -119,7 +122,21 @@ impl Scene {
             Noise::Stalls { .. } | Noise::Phases | Noise::SlowStart(_) => usual,
         }
     }
+
+    /// How much longer a job that starts takes because of what is under way. A draft's job holds up the target's instead.
+    fn held_up(&self, event: &Event, (now, lasts): (u64, u64), under_way: &mut [UnderWay]) -> u64 {
+        let Some(other) = under_way.first_mut().filter(|_| self.contention > 0) else { return 0 };
+        let held_up = lasts.min(other.0 - now) * self.contention / 100;
+        if matches!(event, Event::TargetDone { .. }) {
+            return held_up;
+        }
+        other.0 += held_up;
+        0
+    }
 }
+
+/// A job under way: when it ends, how much of it is a stumble, and what it ends with.
+type UnderWay = (u64, u64, Event);
 
 /// The times at which tokens came, without the stumbles of shared units, and the scheduler afterwards.
 struct Played {
@@ -170,7 +187,8 @@ fn play(scene: &Scene) -> Played {
     };
     let mut scheduler = Scheduler::new(config, Box::new(|_| Box::new(Silent)));
     let (mut now, mut stumbled, mut jobs) = (0, 0, 0);
-    let (mut times, mut under_way, mut events) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut times, mut events) = (Vec::new(), Vec::new());
+    let mut under_way: Vec<UnderWay> = Vec::new();
     let mut prompts = Random(scene.seed ^ 0x51);
     let mut ask = |id: u64| {
         let params = GenerationParams {
@@ -229,7 +247,8 @@ fn play(scene: &Scene) -> Played {
                 };
                 let lasts = scene.lasts(usual, (now, jobs), &mut random);
                 jobs += 1;
-                under_way.push((now + lasts, lasts.saturating_sub(usual), event));
+                let held_up = scene.held_up(&event, (now, lasts), &mut under_way);
+                under_way.push((now + lasts + held_up, lasts.saturating_sub(usual), event));
             }
         }
         events.extend(next);
@@ -279,6 +298,25 @@ fn a_draft_that_is_never_right_costs_a_few_percent_at_most() {
         }
     }
     assert!(worst < 1.0, "a bad draft that costs nothing proves nothing");
+}
+
+/// A draft on a unit of its own costs the target no wait, but what both read of one memory: it is charged for that, too.
+#[test]
+fn a_draft_that_holds_up_the_target_beside_it_is_charged_for_it() {
+    let policies =
+        [DraftPolicy::overlap(15, 2, 1).by_worth(), DraftPolicy::overlap(4, 2, 1).guarded()];
+    for (seed, policy) in (0..8).flat_map(|seed| policies.map(|policy| (seed, policy))) {
+        for (contention, step) in [(6, 150_000), (12, 300_000), (30, 400_000)] {
+            let base =
+                Scene { policy, contention, step, units: Units::Separate, ..Scene::short(seed, 1) };
+            let bad = Scene { row: 30_000, missed: step / 10, requests: 120, ..base };
+            let (worst, _) = play(&bad).speeds(&bad.alone());
+            assert!(worst >= LEAST, "{worst} of the target alone: {bad:?}");
+            let good = Scene { agreement: |_, _| 88, ..bad };
+            let speed = play(&good).speed(&good.alone());
+            assert!(speed > 1.2, "{speed}: {good:?}");
+        }
+    }
 }
 
 /// What the guard knows outlives a request: a window of 500 tokens spans eight of these.
