@@ -103,6 +103,9 @@ impl<const N: usize> Recent<N> {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct PassTimes {
     entries: [Usual; ENTRIES],
+    /// Those that something is known of: middle of their rows and time, none shorter than one before it. It is asked for at every
+    /// step of the scheduler, dozens of times, and changes with a pass.
+    known: Vec<(f64, f64)>,
 }
 
 impl PassTimes {
@@ -121,6 +124,7 @@ impl PassTimes {
     /// A pass of so many rows took so long.
     pub(crate) fn note(&mut self, rows: u32, ns: u64) {
         self.entries[entry_of(rows)].note((ns as f64).max(1.0));
+        self.smooth();
     }
 
     /// Whether the last `count` passes of so many rows were slower or faster than those before.
@@ -132,6 +136,7 @@ impl PassTimes {
     /// Remembers the last `count` passes of each number of rows only.
     pub(crate) fn forget_before(&mut self, count: usize) {
         self.entries.iter_mut().for_each(|entry| entry.forget_before(count));
+        self.smooth();
     }
 
     /// What passes take now is what later ones are compared with.
@@ -156,7 +161,7 @@ impl PassTimes {
 
     /// Time of a pass of `rows` rows in nanoseconds; `None` before anything ran.
     pub(crate) fn at(&self, rows: u32) -> Option<f64> {
-        let known = self.known();
+        let known = &self.known;
         let (&(first, first_ns), &(last, last_ns)) = (known.first()?, known.last()?);
         let x = f64::from(rows.max(1));
         if x <= first {
@@ -180,16 +185,13 @@ impl PassTimes {
         by_share((f64::from(few), few_ns), f64::from(rows))
     }
 
-    /// Entries that something is known of: middle of their rows and time, none shorter than one before it.
-    fn known(&self) -> Vec<(f64, f64)> {
-        let mut known: Vec<(f64, f64, f64)> = Vec::with_capacity(ENTRIES);
+    /// Pools neighbours that contradict each other (isotonic regression).
+    fn smooth(&mut self) {
+        let mut pooled: Vec<(usize, f64, f64)> = Vec::with_capacity(ENTRIES);
+        self.known.clear();
         for (index, entry) in self.entries.iter().enumerate().filter(|(_, e)| e.weight() > 0.0) {
-            known.push((rows_of(index), entry.ns, entry.weight()));
-        }
-        // Pool neighbours that contradict each other (isotonic regression).
-        let mut pooled: Vec<(usize, f64, f64)> = Vec::with_capacity(known.len());
-        for &(_, ns, weight) in &known {
-            pooled.push((1, ns, weight));
+            self.known.push((rows_of(index), entry.ns));
+            pooled.push((1, entry.ns, entry.weight()));
             while let [.., (_, before, _), (_, after, _)] = pooled[..]
                 && before > after
             {
@@ -200,7 +202,7 @@ impl PassTimes {
             }
         }
         let smooth = pooled.into_iter().flat_map(|(count, ns, _)| std::iter::repeat_n(ns, count));
-        known.iter().map(|(rows, ..)| *rows).zip(smooth).collect()
+        self.known.iter_mut().zip(smooth).for_each(|((_, known_ns), ns)| *known_ns = ns);
     }
 }
 

@@ -82,7 +82,7 @@ pub(super) struct AtStake {
 }
 
 /// Who may draft how much, so that no more is lost than may be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Allowance {
     /// Sequences that may draft.
     pub(crate) drafters: u32,
@@ -146,7 +146,7 @@ impl Prospects {
             step_ns: 0.0,
             start_ns: 0.0,
             room: if rates.to_the_point { 1.0 } else { Self::ROOM },
-            allowance: Allowance { drafters: 0, steps: 0, reading: (0, 0) },
+            allowance: Allowance::default(),
             wait: 0,
         };
         let Some(pass_ns) = rates.passes.at(company) else { return nothing };

@@ -47,13 +47,15 @@ impl Scheduler {
         };
         let rows_max = self.config.target.rows_max;
         let company = self.company();
-        let prospects = self.pacer.prospects(company, rows_max, rhythm);
-        let guard = self.pacer.guard(company);
-        let drafters = match self.pacer.state(company) {
-            GuardState::Off => 0,
-            GuardState::On | GuardState::Trial => prospects.allowance().drafters as usize,
-        };
-        let (mut drafting, (mut all, mut piece)) = (0, prospects.allowance().reading);
+        let (guard, state) = (self.pacer.guard(company), self.pacer.state(company));
+        // Where nobody may draft there is nothing to weigh.
+        let unguarded = |id: &SequenceId| !self.is_guarded(*id);
+        let prospects = (state != GuardState::Off || paced.iter().any(unguarded))
+            .then(|| self.pacer.prospects(company, rows_max, rhythm));
+        let allowance = prospects.as_ref().filter(|_| state != GuardState::Off);
+        let allowance = allowance.map(Prospects::allowance).unwrap_or_default();
+        let drafters = allowance.drafters as usize;
+        let (mut drafting, (mut all, mut piece)) = (0, allowance.reading);
         // While nobody drafts, the one who will try first may read.
         let mut ahead = None;
         for id in paced {
@@ -63,7 +65,10 @@ impl Scheduler {
             let read = if missed <= all { missed } else { piece };
             let worthwhile = missed <= all || piece >= Self::READING_MIN;
             let leave = if drafting < drafters && worthwhile { Leave::Draft } else { Leave::Rest };
-            let mut reach = self.reach(id, leave, &prospects);
+            let mut reach = match &prospects {
+                Some(prospects) => self.reach(id, leave, prospects),
+                None => Reach::NONE,
+            };
             if leave == Leave::Draft && self.is_decoding(id) {
                 drafting += 1;
                 (all, piece) = (all.saturating_sub(read), piece.saturating_sub(read));
@@ -78,8 +83,8 @@ impl Scheduler {
                 }
             }
             self.aim_at(id, reach);
+            let guarding = self.is_guarded(id);
             if let Some(sequence) = self.sequences.get_mut(&id) {
-                let guarding = sequence.speculator.policy().guarding == Guarding::On;
                 sequence.guarded = guarding && leave == Leave::Rest && guard != GuardState::On;
                 sequence.guard = guard;
             }
@@ -121,6 +126,10 @@ impl Scheduler {
                 },
             ),
         }
+    }
+
+    fn is_guarded(&self, id: SequenceId) -> bool {
+        self.sequences[&id].speculator.policy().guarding == Guarding::On
     }
 
     fn is_decoding(&self, id: SequenceId) -> bool {
