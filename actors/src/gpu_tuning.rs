@@ -17,6 +17,8 @@ use outrider_devices::gpu::{
 };
 use outrider_devices::{DeviceError, whole_file};
 
+use crate::cache_folder::cache_folder;
+
 /// Times that a candidate is run; the least counts.
 const REPETITIONS: u32 = 20;
 
@@ -120,13 +122,6 @@ fn measure(selector: &GpuSelector, file: &Path) -> Result<Option<Tuning>, Device
 
 fn read(file: &Path) -> Option<Tuning> {
     serde_json::from_str(&std::fs::read_to_string(file).ok()?).ok()
-}
-
-/// Where this user's programs keep what can be made again.
-fn cache_folder() -> Option<PathBuf> {
-    let folder = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    let base = folder("XDG_CACHE_HOME").or_else(|| folder("HOME").map(|home| home.join(".cache")));
-    base.map(|base| base.join("outrider"))
 }
 
 /// A name of letters and digits for adapter, driver and this program's version, whose kernels may differ from another's.

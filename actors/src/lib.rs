@@ -8,6 +8,7 @@
 //!
 //! *Invariant:* nothing here computes a logit or decides what is accepted.
 
+mod cache_folder;
 pub mod calibrate;
 pub mod cli;
 pub mod coordinator;

@@ -11,6 +11,7 @@ use outrider_plans::{ModelRole, PlanContext};
 use serde::{Deserialize, Serialize};
 
 use super::{Calibration, VERSION};
+use crate::cache_folder::cache_folder;
 use crate::pair::Pair;
 
 /// What a calibration was taken on.
@@ -148,10 +149,7 @@ pub enum StoreError {
 /// # Errors
 /// [`StoreError::NoFolder`].
 pub fn default_path(fingerprint: &Fingerprint) -> Result<PathBuf, StoreError> {
-    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let cache = set("XDG_CACHE_HOME").filter(|path| path.is_absolute());
-    let cache = cache.or_else(|| set("HOME").map(|home| home.join(".cache")));
-    let folder = cache.ok_or(StoreError::NoFolder)?.join("outrider");
+    let folder = cache_folder().ok_or(StoreError::NoFolder)?;
     let Fingerprint { target, draft, positions, .. } = fingerprint;
     Ok(folder.join(format!("calibration-{target}-{draft}-{positions}.json")))
 }
