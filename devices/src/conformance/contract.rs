@@ -9,7 +9,7 @@ use super::runs::{
 };
 use crate::Sampling;
 use crate::batch::{Batch, DraftBatch, DraftSegment, Drafted, Pick, SequenceId, Want};
-use crate::device::{Device, DeviceError, Executable, draft_step_by_step};
+use crate::device::{Device, DeviceError, Executable, Purpose, draft_step_by_step};
 use crate::sampling::{Scratch, pick};
 
 /// Whether a claim holds for a device on a model.
@@ -26,6 +26,7 @@ pub(super) const CLAIMS: &[(&str, Claim)] = &[
     ("picks follow the logits and the sampling", sampled),
     ("a draft is what its steps are one by one", drafted),
     ("a draft ends at a stop token or at a doubtful one", stopped),
+    ("who got ready answers as before", rehearsed),
 ];
 
 fn ragged(device: &mut dyn Device, model: &Model) -> Result<(), Trouble> {
@@ -208,15 +209,19 @@ fn drafted(device: &mut dyn Device, model: &Model) -> Result<(), Trouble> {
             let expected = draft_step_by_step(&mut *steps, &batch)?;
             same_drafts(&found, &expected)?;
             check_cached(&*whole, &batch, &found)?;
-            for (ask, found) in batch.segments.iter_mut().zip(&found) {
-                // Next, the first drafted token was right and the others were not: go on after another token.
-                let base = ask.segment.base + ask.segment.tokens.len() as u32;
-                ask.segment.tokens = vec![found.picks[0].token, 1];
-                ask.segment.base = base;
-            }
+            go_on(&mut batch, &found);
         }
     }
     Ok(())
+}
+
+/// Next, the first drafted token was right and the others were not: go on after another token.
+fn go_on(batch: &mut DraftBatch, found: &[Drafted]) {
+    for (ask, found) in batch.segments.iter_mut().zip(found) {
+        let base = ask.segment.base + ask.segment.tokens.len() as u32;
+        ask.segment.tokens = vec![found.picks[0].token, 1];
+        ask.segment.base = base;
+    }
 }
 
 fn same_drafts(found: &[Drafted], expected: &[Drafted]) -> Result<(), Trouble> {
@@ -279,4 +284,29 @@ fn stopped(device: &mut dyn Device, model: &Model) -> Result<(), Trouble> {
     let found = whole.draft(&doubting)?;
     same_drafts(&found, &expected)?;
     check_cached(&*whole, &doubting, &found)
+}
+
+fn rehearsed(device: &mut dyn Device, model: &Model) -> Result<(), Trouble> {
+    let mut ready = prepare(device, &model.whole(), 3)?;
+    let mut fresh = prepare(device, &model.whole(), 3)?;
+    let mut batch = drafts(model, &Sampling::default());
+    for purpose in [Purpose::Passes, Purpose::Drafts] {
+        // The second time in the middle of three texts.
+        ready.rehearse(purpose)?;
+        let found = ready.draft(&batch)?;
+        same_drafts(&found, &fresh.draft(&batch)?)?;
+        check_cached(&*ready, &batch, &found)?;
+        go_on(&mut batch, &found);
+    }
+    let tokens = model.tokens(9);
+    let mut ready = prepare(device, &model.stage(0, 1), 1)?;
+    let mut fresh = prepare(device, &model.stage(0, 1), 1)?;
+    for (rows, purpose) in [(0..6, Purpose::Drafts), (6..9, Purpose::Passes)] {
+        ready.rehearse(purpose)?;
+        let segments = || vec![wanted(0, rows.start, &tokens[rows.clone()])];
+        let found = activations(&mut *ready, segments(), None)?;
+        let expected = activations(&mut *fresh, segments(), None)?;
+        same_bits("a first stage", &found.data, &expected.data)?;
+    }
+    Ok(())
 }

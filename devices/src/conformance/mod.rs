@@ -185,8 +185,8 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::batch::{Activations, Batch, Output, SequenceId};
-    use crate::device::MemoryUse;
+    use crate::batch::{Activations, Batch, Output, SequenceId, Want};
+    use crate::device::{MemoryUse, Purpose};
     use crate::sim::{RecordedDelay, SimDevice, SimOptions};
 
     #[test]
@@ -224,6 +224,8 @@ mod tests {
         Pick,
         /// Activations between stages are rounded.
         Stage,
+        /// What was cached is written over to get ready.
+        Ready,
     }
 
     struct FaultyExecutable(Fault, Box<dyn Executable>);
@@ -267,6 +269,15 @@ mod tests {
             Ok(output)
         }
 
+        fn rehearse(&mut self, _: Purpose) -> Result<(), DeviceError> {
+            let rows = self.1.cached(SequenceId(0)) as usize;
+            if matches!(self.0, Fault::Ready) && rows > 0 {
+                let segments = vec![runs::segment(0, 0, &vec![1; rows], Want::Nothing)];
+                self.1.run(&Batch { segments }, None)?;
+            }
+            Ok(())
+        }
+
         fn cached(&self, sequence: SequenceId) -> u32 {
             self.1.cached(sequence)
         }
@@ -285,7 +296,9 @@ mod tests {
     #[test]
     fn each_fault_is_noticed() {
         let tolerance = Tolerance { formats: vec![(WeightFormat::F32, 1e-5)] };
-        for fault in [Fault::Logit, Fault::Batch, Fault::Release, Fault::Pick, Fault::Stage] {
+        let faults =
+            [Fault::Logit, Fault::Batch, Fault::Release, Fault::Pick, Fault::Stage, Fault::Ready];
+        for fault in faults {
             assert!(check(&mut Faulty(fault), &tolerance).is_err(), "{fault:?}");
         }
     }
