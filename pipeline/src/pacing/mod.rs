@@ -25,7 +25,7 @@ mod worth;
 
 pub use calibration::{BinCounts, Calibration, Noise, Outcome, Trust};
 pub use guard::GuardState;
-pub(crate) use worth::Tail;
+pub(crate) use worth::{Allowance, Tail};
 pub use worth::{Prospects, Reach};
 
 use guard::Cycle;
@@ -421,10 +421,7 @@ impl Pacer {
             steps_unknown: 1 + u32::from(self.two_steps),
             to_the_point: self.runs_on && self.drafts.tells_apart(company),
             turn_ns: self.turn_ns(),
-            holds_up: match rhythm {
-                Rhythm::Alternating => 1.0,
-                Rhythm::Overlapping => self.holds_up(company),
-            },
+            holds_up: self.holds_up(company, rhythm),
             rhythm,
             calibration: &self.calibration,
         };
@@ -454,8 +451,11 @@ impl Pacer {
         Prospects::new(&rates, company.max(1), rows_max, at_stake)
     }
 
-    /// The share of its time by which a draft beside the target holds it up.
-    fn holds_up(&self, company: u32) -> f64 {
+    /// The share of its time by which a draft's job holds up the target.
+    fn holds_up(&self, company: u32, rhythm: Rhythm) -> f64 {
+        if rhythm == Rhythm::Alternating {
+            return 1.0;
+        }
         let passes = (self.quiet.at(company.max(1)), self.busy.at(company.max(1)));
         let (Some(quiet_ns), Some(busy_ns)) = passes else { return 0.0 };
         (1.0 - quiet_ns / busy_ns).max(0.0)

@@ -78,9 +78,7 @@ impl<const N: usize> Recent<N> {
 
     /// The mean of the middle half; of few the lower ones, since jobs are held up and never hurried.
     fn middle(&self) -> Option<f64> {
-        let mut sorted = [0.0; N];
-        let len = self.last(N).zip(&mut sorted).map(|(value, place)| *place = value).count();
-        sorted[..len].sort_by(f64::total_cmp);
+        let (sorted, len) = self.sorted(N);
         let end = match len {
             0 => return None,
             1 => 1,
@@ -92,10 +90,16 @@ impl<const N: usize> Recent<N> {
 
     /// The one in the middle of the last `count`.
     fn median_of(&self, count: usize) -> Option<f64> {
+        let (sorted, len) = self.sorted(count);
+        sorted[..len].get(len.saturating_sub(1) / 2).copied()
+    }
+
+    /// The last `count` in order of size, and how many there are.
+    fn sorted(&self, count: usize) -> ([f64; N], usize) {
         let mut sorted = [0.0; N];
         let len = self.last(count).zip(&mut sorted).map(|(value, place)| *place = value).count();
         sorted[..len].sort_by(f64::total_cmp);
-        sorted[..len].get(len.saturating_sub(1) / 2).copied()
+        (sorted, len)
     }
 }
 

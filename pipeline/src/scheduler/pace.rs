@@ -9,7 +9,9 @@ use super::lane::Share;
 use super::sequence::Sequence;
 use super::{Scheduler, Units};
 use crate::draft_policy::{DecodingMode, Guarding, Pace};
-use crate::pacing::{DraftJob, GuardState, PassKind, Prospects, Reach, Rhythm, Tail, TargetJob};
+use crate::pacing::{
+    Allowance, DraftJob, GuardState, PassKind, Prospects, Reach, Rhythm, Tail, TargetJob,
+};
 
 /// What one sequence may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,8 +54,10 @@ impl Scheduler {
         let unguarded = |id: &SequenceId| !self.is_guarded(*id);
         let prospects = (state != GuardState::Off || paced.iter().any(unguarded))
             .then(|| self.pacer.prospects(company, rows_max, rhythm));
-        let allowance = prospects.as_ref().filter(|_| state != GuardState::Off);
-        let allowance = allowance.map(Prospects::allowance).unwrap_or_default();
+        let allowance = match &prospects {
+            Some(prospects) if state != GuardState::Off => prospects.allowance(),
+            _ => Allowance::default(),
+        };
         let drafters = allowance.drafters as usize;
         let (mut drafting, (mut all, mut piece)) = (0, allowance.reading);
         // While nobody drafts, the one who will try first may read.
