@@ -4,6 +4,8 @@
 
 use std::cmp::Reverse;
 
+use crate::plan::UnitSpec;
+
 /// A processor core that the process may run on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Core {
@@ -97,6 +99,12 @@ impl Machine {
             .collect();
         order.sort_unstable();
         order.into_iter().map(|(_, _, _, id)| id).collect()
+    }
+
+    /// Whether a unit is an adapter that is not hardware: the processor's cores by another name.
+    pub fn is_software(&self, spec: &UnitSpec) -> bool {
+        let UnitSpec::Gpu { adapter, .. } = spec else { return false };
+        self.adapters.get(*adapter).is_some_and(|adapter| adapter.kind == AdapterKind::Software)
     }
 
     fn cores_where(&self, keep: impl Fn(u32, u32) -> bool) -> Vec<usize> {

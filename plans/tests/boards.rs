@@ -3,7 +3,10 @@
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 use outrider_plans::search::{Composition, Space};
-use outrider_plans::{Board, BoardError, ModelRole, UnitClass, shipped_boards};
+use outrider_plans::{
+    Board, BoardError, DraftTokens, ForecastError, Mode, ModelRole, UnitClass, UnitSpec,
+    shipped_boards,
+};
 
 #[test]
 fn every_shipped_board_has_times_for_every_placement_that_the_search_looks_at() {
@@ -18,6 +21,38 @@ fn every_shipped_board_has_times_for_every_placement_that_the_search_looks_at() 
             assert!(model.times(&plan, &context).is_ok(), "{}: {}", shipped.name, plan.name);
         }
     }
+}
+
+/// A software adapter runs on the cores: beside them it is no further unit, and what it takes from them nobody measured.
+#[test]
+fn a_software_adapter_is_never_put_beside_cores() {
+    let shipped = shipped_boards().iter().find(|board| board.name == "imx95").unwrap();
+    let of = |text: &str| {
+        let board = Board::parse(text).unwrap();
+        (board.context(), board.model())
+    };
+    let is_cores = |spec: &UnitSpec| matches!(spec, UnitSpec::Cpu { .. });
+    let mixed = |placement: &Composition| {
+        placement.units.iter().any(is_cores) && !placement.units.iter().all(is_cores)
+    };
+    let (context, model) = of(shipped.text);
+    let placements = Space::new(&context, &model).placements(&context);
+    let mode = Mode::Sequential { draft_tokens: DraftTokens::Fixed(3) };
+    let beside = placements.iter().find(|placement| mixed(placement)).unwrap();
+    let beside = Composition { mode, ..beside.clone() };
+    let software = shipped.text.replace("kind = \"integrated\"", "kind = \"software\"");
+    assert_ne!(software, shipped.text);
+    let (context, model) = of(&software);
+    let placements = Space::new(&context, &model).placements(&context);
+    assert!(!placements.iter().any(mixed));
+    // By itself it is a unit like any other.
+    let alone = |placement: &&Composition| !placement.units.iter().any(is_cores);
+    let alone = placements.iter().find(alone).unwrap().plan("alone", &context).unwrap();
+    assert!(model.times(&alone, &context).is_ok());
+    let beside = beside.plan("beside", &context).unwrap();
+    let error = model.times(&beside, &context).unwrap_err();
+    assert!(matches!(error, ForecastError::Shared { .. }), "{error}");
+    assert!(error.to_string().contains("unit `gpu` is a software adapter"), "{error}");
 }
 
 /// The paper's cost ratios on one core come out of the table as they went in.

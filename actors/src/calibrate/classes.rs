@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use outrider_plans::{Adapter, AdapterKind, Machine, UnitClass, UnitSpec};
+use outrider_plans::{Adapter, Machine, UnitClass, UnitSpec};
 
 /// Classes and, for each, hardware to measure it on. Cores of each cluster by 1, 2, 4, .., all of them and
 /// all but one; all big cores
@@ -33,10 +33,13 @@ pub fn classes(machine: &Machine) -> Vec<(UnitClass, UnitSpec)> {
     found.into_iter().collect()
 }
 
-/// Pairs of units on which the target and the draft are measured at the same time.
+/// Pairs of units on which the target and the draft are measured at the same time: parts of the fastest cluster, that cluster
+/// beside each other one and each real GPU, and each real GPU beside each cluster.
 pub(super) fn pairs(machine: &Machine) -> Vec<(UnitSpec, UnitSpec)> {
     let mut found = Vec::new();
-    let cores: Vec<usize> = clusters(machine).into_values().next().unwrap_or_default();
+    let mut clusters = clusters(machine).into_values();
+    let cores = clusters.next().unwrap_or_default();
+    let others: Vec<UnitSpec> = clusters.map(|cores| cpu(&cores)).collect();
     if let Some((last, rest)) = cores.split_last()
         && !rest.is_empty()
     {
@@ -48,9 +51,11 @@ pub(super) fn pairs(machine: &Machine) -> Vec<(UnitSpec, UnitSpec)> {
             }
         }
     }
+    found.extend(others.iter().map(|other| (cpu(&cores), other.clone())));
     for gpu in gpus(machine) {
         found.push((cpu(&cores), gpu.clone()));
-        found.push((gpu, cpu(&cores)));
+        found.push((gpu.clone(), cpu(&cores)));
+        found.extend(others.iter().map(|other| (gpu.clone(), other.clone())));
     }
     found
 }
@@ -70,20 +75,16 @@ pub(super) fn splits(machine: &Machine) -> Vec<(UnitSpec, UnitSpec)> {
 
 /// Whether a unit is an adapter of this machine that is not software.
 pub(crate) fn is_real_gpu(spec: &UnitSpec, machine: &Machine) -> bool {
-    match spec {
-        UnitSpec::Gpu { adapter, .. } => {
-            let adapter = machine.adapters.get(*adapter);
-            adapter.is_some_and(|adapter| adapter.kind != AdapterKind::Software)
-        }
-        _ => false,
-    }
+    matches!(spec, UnitSpec::Gpu { .. }) && !machine.is_software(spec)
 }
 
 /// Adapters that are not software.
 fn gpus(machine: &Machine) -> impl Iterator<Item = UnitSpec> {
-    let all = machine.adapters.iter().enumerate();
-    let real = all.filter(|(_, adapter)| adapter.kind != AdapterKind::Software);
-    real.map(|(adapter, Adapter { name, .. })| UnitSpec::Gpu { adapter, name: name.clone() })
+    let gpu = |(adapter, found): (usize, &Adapter)| {
+        let name = found.name.clone();
+        UnitSpec::Gpu { adapter, name }
+    };
+    machine.adapters.iter().enumerate().map(gpu).filter(|spec| !machine.is_software(spec))
 }
 
 /// Whole cores of each cluster, best first.
@@ -108,9 +109,9 @@ fn cpu(cores: &[usize]) -> UnitSpec {
 
 #[cfg(test)]
 mod tests {
-    use outrider_plans::{Core, Machine};
+    use outrider_plans::{Adapter, AdapterKind, Core, Machine, UnitClass, UnitSpec};
 
-    use super::{classes, pairs};
+    use super::{classes, pairs, splits};
 
     fn names(machine: &Machine) -> Vec<String> {
         classes(machine).into_iter().map(|(class, _)| class.to_string()).collect()
@@ -137,5 +138,31 @@ mod tests {
         machine.cores[3].physical = 2;
         // The two threads of core 2 are the machine's big cores.
         assert_eq!(names(&machine), ["cpu:0x1", "cpu:0x1t1", "cpu:1x1", "cpu:1x2"]);
+    }
+
+    #[test]
+    fn clusters_and_real_gpus_are_measured_beside_each_other_and_software_ones_never() {
+        let core =
+            |id: usize, cluster, capacity| Core { id, capacity, cluster, physical: id as u32 };
+        let mut machine = Machine::uniform(0, 0);
+        machine.cores = vec![core(0, 0, 1024), core(1, 0, 1024), core(2, 1, 400)];
+        let adapter = |name: &str, kind| Adapter { name: name.into(), kind, memory_bytes: None };
+        machine.adapters =
+            vec![adapter("llvm", AdapterKind::Software), adapter("mali", AdapterKind::Integrated)];
+        let of = |units: Vec<(UnitSpec, UnitSpec)>| -> Vec<String> {
+            let name = |spec: &UnitSpec| UnitClass::of(spec, &machine).to_string();
+            units.iter().map(|(one, other)| format!("{} {}", name(one), name(other))).collect()
+        };
+        assert_eq!(
+            of(pairs(&machine)),
+            [
+                "cpu:0x1 cpu:0x1",
+                "cpu:0x2 cpu:1x1",
+                "cpu:0x2 gpu:1:mali",
+                "gpu:1:mali cpu:0x2",
+                "gpu:1:mali cpu:1x1"
+            ]
+        );
+        assert_eq!(of(splits(&machine)), ["cpu:0x1 cpu:0x1", "gpu:1:mali cpu:0x1"]);
     }
 }

@@ -13,6 +13,7 @@ use super::profile::{
 };
 use super::times::{PlanTimes, StageTimes};
 use crate::context::{HeadWeights, PlanContext};
+use crate::machine::Machine;
 use crate::mode::Mode;
 use crate::plan::{PartitionPlan, UnitSpec};
 use crate::role::{ModelRole, StageId, UnitId};
@@ -85,6 +86,17 @@ pub enum ForecastError {
         /// The model.
         role: ModelRole,
     },
+    /// A software adapter beside cores: its kernels run on these very cores.
+    #[error(
+        "unit `{adapter}` is a software adapter, which runs on the processor's own cores, so what it and unit `{cores}` \
+         take from each other was not measured: give both stages to one of them"
+    )]
+    Shared {
+        /// The adapter.
+        adapter: UnitId,
+        /// Cores.
+        cores: UnitId,
+    },
     /// Parts of a model were never measured on a unit.
     #[error(
         "parts of the {} were not measured on unit `{unit}` ({class}), so {stage} has no time: run `outrider calibrate`",
@@ -132,6 +144,14 @@ impl CostModel {
             let unmeasured = || ForecastError::Unit { unit: unit.clone(), class: class.clone() };
             let profile = self.profile(&class).ok_or_else(unmeasured)?;
             units.insert(unit.clone(), (class, profile));
+        }
+        let find = |is: fn(&UnitSpec, &Machine) -> bool| {
+            plan.units.iter().find(|(_, spec)| is(spec, &context.machine)).map(|(unit, _)| unit)
+        };
+        let is_software = |spec: &UnitSpec, machine: &Machine| machine.is_software(spec);
+        let is_cores = |spec: &UnitSpec, _: &Machine| matches!(spec, UnitSpec::Cpu { .. });
+        if let Some((adapter, cores)) = find(is_software).zip(find(is_cores)) {
+            return Err(ForecastError::Shared { adapter: adapter.clone(), cores: cores.clone() });
         }
         let chain = |role: ModelRole| -> Result<Vec<StageTimes>, ForecastError> {
             let mut stages: Vec<StageTimes> = Vec::new();

@@ -25,6 +25,8 @@ pub struct Space<'a> {
     clusters: Vec<Vec<usize>>,
     /// Adapters.
     adapters: Vec<UnitSpec>,
+    /// Those of them that are hardware, and so another unit than the cores.
+    gpus: Vec<UnitSpec>,
     /// Units that are not to be used.
     lost: BTreeSet<UnitSpec>,
     model: &'a CostModel,
@@ -51,9 +53,12 @@ impl<'a> Space<'a> {
             adapter,
             name: a.name.clone(),
         };
+        let adapters: Vec<UnitSpec> = machine.adapters.iter().enumerate().map(gpu).collect();
+        let is_hardware = |spec: &&UnitSpec| !machine.is_software(spec);
         Self {
             clusters: clusters.into_iter().map(|(_, cores)| cores).collect(),
-            adapters: machine.adapters.iter().enumerate().map(gpu).collect(),
+            gpus: adapters.iter().filter(is_hardware).cloned().collect(),
+            adapters,
             lost: BTreeSet::new(),
             model,
         }
@@ -136,7 +141,7 @@ impl<'a> Space<'a> {
             }
         }
         let mut rest: Vec<UnitSpec> = self.clusters.iter().map(|cores| cpu(cores)).collect();
-        rest.extend(self.adapters.iter().cloned());
+        rest.extend(self.gpus.iter().cloned());
         for (i, one) in rest.iter().enumerate() {
             for other in rest.iter().skip(i + 1) {
                 found.push((one.clone(), other.clone()));
@@ -145,7 +150,7 @@ impl<'a> Space<'a> {
         }
         // The cores that an adapter's driver needs are best left to it.
         for cores in self.clusters.iter().filter(|cores| cores.len() > 1) {
-            for gpu in &self.adapters {
+            for gpu in &self.gpus {
                 let most = cpu(&cores[..cores.len() - 1]);
                 found.push((most.clone(), gpu.clone()));
                 found.push((gpu.clone(), most));

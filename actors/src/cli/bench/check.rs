@@ -18,8 +18,8 @@ use std::time::Duration;
 use outrider_pipeline::Speculation;
 use outrider_plans::search::Composition;
 use outrider_plans::{
-    AdapterKind, DraftTokens, Forecast, Mode, Objective, PartitionPlan, PlanContext, UnitClass,
-    UnitSpec, Workload,
+    DraftTokens, Forecast, Mode, Objective, PartitionPlan, PlanContext, UnitClass, UnitSpec,
+    Workload,
 };
 use serde::Serialize;
 
@@ -348,7 +348,7 @@ fn plans(context: &PlanContext) -> Vec<Composition> {
     for (adapter, found) in context.machine.adapters.iter().enumerate() {
         let gpu = UnitSpec::Gpu { adapter, name: found.name.clone() };
         plans.push(on(&gpu, sequential(3)));
-        if found.kind != AdapterKind::Software {
+        if !context.machine.is_software(&gpu) {
             plans.push(apart(&gpu, &all, overlap(3, 1)));
             plans.push(apart(&all, &gpu, overlap(3, 1)));
         }
