@@ -31,6 +31,8 @@ const DEPTH: u32 = 4;
 const DEPTHS: [[u32; 5]; 2] = [[0, 4, 1, 8, 2], [0, 3, 7, 2, 5]];
 /// Most tokens of an answer.
 const TOKENS_MAX: u32 = 48;
+/// Tokens of an answer that is not clocked, where the depth changes: caches hold what the passes before have left in them.
+const SETTLING_TOKENS: u32 = 8;
 /// How often everything should be visited, and the least and the most that a visit lasts.
 const VISITS: u32 = 4;
 const VISIT: (Duration, Duration) = (Duration::from_millis(300), Duration::from_millis(500));
@@ -353,7 +355,8 @@ impl<'a> Session<'a> {
         let far = (0..prompts.len() / 2).map(|n| n + self.next_text + prompts.len() / 2);
         let far = far.map(|text| prompts[text % prompts.len()].as_str());
         let deepest = depths.iter().copied().max().unwrap_or(0);
-        probe.warm_up(far, (TOKENS_MAX, speculation(deepest))).await?;
+        probe.warm_up(far.clone(), (TOKENS_MAX, speculation(deepest))).await?;
+        let (mut far, mut settled) = (far.cycle(), deepest);
         // The rest is for starting and warming up.
         let (begun, time) = (Instant::now(), self.slice / 2);
         let mut clocks = Vec::new();
@@ -363,6 +366,12 @@ impl<'a> Session<'a> {
             let depth = depths[turn % depths.len()];
             let gone = begun.elapsed().as_nanos() * u128::from(PARTS) / time.as_nanos().max(1);
             let part = visit * PARTS + (gone as u32).min(PARTS - 1);
+            if settled != depth
+                && let Some(text) = far.next()
+            {
+                probe.answer(text, SETTLING_TOKENS, speculation(depth)).await?;
+                settled = depth;
+            }
             let answered = probe.answer(&prompts[text], TOKENS_MAX, speculation(depth)).await?;
             clocks.push(Clock { part, text, depth, answered });
             turn += 1;
