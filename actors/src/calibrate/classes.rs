@@ -60,17 +60,20 @@ pub(super) fn pairs(machine: &Machine) -> Vec<(UnitSpec, UnitSpec)> {
     found
 }
 
-/// Pairs of units on which the target is measured in two halves: those of the fastest cluster, and each real GPU with the cores
-/// beside the one that serves it.
+/// Pairs of units on which the target is measured in two halves: those of the fastest cluster, that cluster and each other one,
+/// and each real GPU with the cores beside the one that serves it.
 pub(super) fn splits(machine: &Machine) -> Vec<(UnitSpec, UnitSpec)> {
-    let cores = clusters(machine).into_values().next().unwrap_or_default();
+    let mut clusters = clusters(machine).into_values();
+    let cores = clusters.next().unwrap_or_default();
     let (front, back) = cores.split_at(cores.len().div_ceil(2));
     let halves = (!back.is_empty()).then(|| (cpu(front), cpu(back)));
+    let others = clusters.map(|other| (cpu(&cores), cpu(&other)));
     let beside = match cores.split_last() {
         Some((_, rest)) if !rest.is_empty() => rest,
         _ => &cores,
     };
-    halves.into_iter().chain(gpus(machine).map(|gpu| (gpu, cpu(beside)))).collect()
+    let gpus = gpus(machine).map(|gpu| (gpu, cpu(beside)));
+    halves.into_iter().chain(others).chain(gpus).collect()
 }
 
 /// Whether a unit is an adapter of this machine that is not software.
@@ -149,12 +152,14 @@ mod tests {
         let adapter = |name: &str, kind| Adapter { name: name.into(), kind, memory_bytes: None };
         machine.adapters =
             vec![adapter("llvm", AdapterKind::Software), adapter("mali", AdapterKind::Integrated)];
-        let of = |units: Vec<(UnitSpec, UnitSpec)>| -> Vec<String> {
-            let name = |spec: &UnitSpec| UnitClass::of(spec, &machine).to_string();
-            units.iter().map(|(one, other)| format!("{} {}", name(one), name(other))).collect()
+        let of = |found: fn(&Machine) -> Vec<(UnitSpec, UnitSpec)>, machine: &Machine| {
+            let name = |spec: &UnitSpec| UnitClass::of(spec, machine).to_string();
+            let both =
+                |(one, other): &(UnitSpec, UnitSpec)| format!("{} {}", name(one), name(other));
+            found(machine).iter().map(both).collect::<Vec<_>>()
         };
         assert_eq!(
-            of(pairs(&machine)),
+            of(pairs, &machine),
             [
                 "cpu:0x1 cpu:0x1",
                 "cpu:0x2 cpu:1x1",
@@ -163,6 +168,10 @@ mod tests {
                 "gpu:1:mali cpu:1x1"
             ]
         );
-        assert_eq!(of(splits(&machine)), ["cpu:0x1 cpu:0x1", "gpu:1:mali cpu:0x1"]);
+        let split = of(splits, &machine);
+        assert_eq!(split, ["cpu:0x1 cpu:0x1", "cpu:0x2 cpu:1x1", "gpu:1:mali cpu:0x1"]);
+        // A single fastest core has no halves, but a way to the others.
+        machine.cores.remove(1);
+        assert_eq!(of(splits, &machine), ["cpu:0x1 cpu:1x1", "gpu:1:mali cpu:0x1"]);
     }
 }
