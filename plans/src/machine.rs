@@ -101,6 +101,17 @@ impl Machine {
         order.into_iter().map(|(_, _, _, id)| id).collect()
     }
 
+    /// Each adapter as a unit, in order.
+    pub fn adapter_units(&self) -> impl Iterator<Item = UnitSpec> {
+        let all = self.adapters.iter().enumerate();
+        all.map(|(adapter, Adapter { name, .. })| UnitSpec::Gpu { adapter, name: name.clone() })
+    }
+
+    /// Those of them that are hardware, and so other units than the cores.
+    pub fn gpus(&self) -> impl Iterator<Item = UnitSpec> {
+        self.adapter_units().filter(|spec| !self.is_software(spec))
+    }
+
     /// Whether a unit is an adapter that is not hardware: the processor's cores by another name.
     pub fn is_software(&self, spec: &UnitSpec) -> bool {
         let UnitSpec::Gpu { adapter, .. } = spec else { return false };

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use outrider_plans::{Adapter, Machine, UnitClass, UnitSpec};
+use outrider_plans::{Machine, UnitClass, UnitSpec};
 
 /// Classes and, for each, hardware to measure it on. Cores of each cluster by 1, 2, 4, .., all of them and
 /// all but one; all big cores
@@ -27,9 +27,7 @@ pub fn classes(machine: &Machine) -> Vec<(UnitClass, UnitSpec)> {
         add(cpu(&cores));
     }
     add(cpu(&machine.big_cores()));
-    for (adapter, Adapter { name, .. }) in machine.adapters.iter().enumerate() {
-        add(UnitSpec::Gpu { adapter, name: name.clone() });
-    }
+    machine.adapter_units().for_each(add);
     found.into_iter().collect()
 }
 
@@ -52,7 +50,7 @@ pub(super) fn pairs(machine: &Machine) -> Vec<(UnitSpec, UnitSpec)> {
         }
     }
     found.extend(others.iter().map(|other| (cpu(&cores), other.clone())));
-    for gpu in gpus(machine) {
+    for gpu in machine.gpus() {
         found.push((cpu(&cores), gpu.clone()));
         found.push((gpu.clone(), cpu(&cores)));
         found.extend(others.iter().map(|other| (gpu.clone(), other.clone())));
@@ -72,22 +70,8 @@ pub(super) fn splits(machine: &Machine) -> Vec<(UnitSpec, UnitSpec)> {
         Some((_, rest)) if !rest.is_empty() => rest,
         _ => &cores,
     };
-    let gpus = gpus(machine).map(|gpu| (gpu, cpu(beside)));
+    let gpus = machine.gpus().map(|gpu| (gpu, cpu(beside)));
     halves.into_iter().chain(others).chain(gpus).collect()
-}
-
-/// Whether a unit is an adapter of this machine that is not software.
-pub(crate) fn is_real_gpu(spec: &UnitSpec, machine: &Machine) -> bool {
-    matches!(spec, UnitSpec::Gpu { .. }) && !machine.is_software(spec)
-}
-
-/// Adapters that are not software.
-fn gpus(machine: &Machine) -> impl Iterator<Item = UnitSpec> {
-    let gpu = |(adapter, found): (usize, &Adapter)| {
-        let name = found.name.clone();
-        UnitSpec::Gpu { adapter, name }
-    };
-    machine.adapters.iter().enumerate().map(gpu).filter(|spec| !machine.is_software(spec))
 }
 
 /// Whole cores of each cluster, best first.

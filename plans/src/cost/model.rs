@@ -13,7 +13,6 @@ use super::profile::{
 };
 use super::times::{PlanTimes, StageTimes};
 use crate::context::{HeadWeights, PlanContext};
-use crate::machine::Machine;
 use crate::mode::Mode;
 use crate::plan::{PartitionPlan, UnitSpec};
 use crate::role::{ModelRole, StageId, UnitId};
@@ -145,13 +144,14 @@ impl CostModel {
             let profile = self.profile(&class).ok_or_else(unmeasured)?;
             units.insert(unit.clone(), (class, profile));
         }
-        let find = |is: fn(&UnitSpec, &Machine) -> bool| {
-            plan.units.iter().find(|(_, spec)| is(spec, &context.machine)).map(|(unit, _)| unit)
+        let find = |is: &dyn Fn(&UnitSpec) -> bool| {
+            let found = plan.units.iter().find(|(_, spec)| is(spec));
+            found.map(|(unit, _)| unit.clone())
         };
-        let is_software = |spec: &UnitSpec, machine: &Machine| machine.is_software(spec);
-        let is_cores = |spec: &UnitSpec, _: &Machine| matches!(spec, UnitSpec::Cpu { .. });
-        if let Some((adapter, cores)) = find(is_software).zip(find(is_cores)) {
-            return Err(ForecastError::Shared { adapter: adapter.clone(), cores: cores.clone() });
+        let adapter = find(&|spec| context.machine.is_software(spec));
+        let cores = find(&|spec| matches!(spec, UnitSpec::Cpu { .. }));
+        if let Some((adapter, cores)) = adapter.zip(cores) {
+            return Err(ForecastError::Shared { adapter, cores });
         }
         let chain = |role: ModelRole| -> Result<Vec<StageTimes>, ForecastError> {
             let mut stages: Vec<StageTimes> = Vec::new();

@@ -49,16 +49,10 @@ impl<'a> Space<'a> {
                 None => clusters.push((core.cluster, vec![id])),
             }
         }
-        let gpu = |(adapter, a): (usize, &crate::machine::Adapter)| UnitSpec::Gpu {
-            adapter,
-            name: a.name.clone(),
-        };
-        let adapters: Vec<UnitSpec> = machine.adapters.iter().enumerate().map(gpu).collect();
-        let is_hardware = |spec: &&UnitSpec| !machine.is_software(spec);
         Self {
             clusters: clusters.into_iter().map(|(_, cores)| cores).collect(),
-            gpus: adapters.iter().filter(is_hardware).cloned().collect(),
-            adapters,
+            adapters: machine.adapter_units().collect(),
+            gpus: machine.gpus().collect(),
             lost: BTreeSet::new(),
             model,
         }

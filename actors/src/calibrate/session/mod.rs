@@ -183,7 +183,7 @@ impl<'a> Session<'a> {
 
     /// Visits once what runs on GPUs, so that their drivers have compiled it.
     pub(super) async fn visit_gpus(&mut self) -> Result<(), CalibrateError> {
-        let is_gpu = |spec: &UnitSpec| classes::is_real_gpu(spec, &self.context.machine);
+        let is_gpu = |spec: &UnitSpec| self.context.machine.gpus().any(|gpu| gpu == *spec);
         self.units.retain(|unit| is_gpu(&unit.spec));
         for class in self.units.iter().map(|unit| unit.class.clone()).collect::<Vec<_>>() {
             for thing in [Thing::Loops(class.clone()), Thing::Engine(class)] {

@@ -345,8 +345,7 @@ fn plans(context: &PlanContext) -> Vec<Composition> {
     if cores.len() > 3 {
         plans.push(on(&cpu(&cores[..half]), sequential(3)));
     }
-    for (adapter, found) in context.machine.adapters.iter().enumerate() {
-        let gpu = UnitSpec::Gpu { adapter, name: found.name.clone() };
+    for gpu in context.machine.adapter_units() {
         plans.push(on(&gpu, sequential(3)));
         if !context.machine.is_software(&gpu) {
             plans.push(apart(&gpu, &all, overlap(3, 1)));
